@@ -1,0 +1,47 @@
+"""neuralloader: video corpora as one neural network, decoded on the fly inside a PyTorch training loop.
+
+    neuralloader.pack("videos/", "videos.nvpack")
+    dataset = neuralloader.NeuralVideoDataset("videos.nvpack")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from neuralloader.errors import PackError, PackVersionError, SourceError
+
+if TYPE_CHECKING:
+    from neuralloader.loading.dataset import NeuralVideoDataset
+    from neuralloader.packfile import Pack, open_pack
+    from neuralloader.packing import pack
+    from neuralloader.training.fit import Duration
+    from neuralloader.training.packer import PackSettings
+
+__version__ = "0.1.0"
+
+# imported when first asked for: the reader processes of ``corpus`` import this package and must start fast
+_HOMES = {
+    "Duration": "neuralloader.training.fit",
+    "NeuralVideoDataset": "neuralloader.loading.dataset",
+    "Pack": "neuralloader.packfile",
+    "PackSettings": "neuralloader.training.packer",
+    "open_pack": "neuralloader.packfile",
+    "pack": "neuralloader.packing",
+}
+
+__all__ = [
+    "Duration",
+    "NeuralVideoDataset",
+    "Pack",
+    "PackError",
+    "PackSettings",
+    "PackVersionError",
+    "SourceError",
+    "open_pack",
+    "pack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'neuralloader' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

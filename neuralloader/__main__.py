@@ -1,0 +1,6 @@
+"""``python -m neuralloader``."""
+
+from neuralloader.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""What a backend is: a network plus what it stores for each clip or frame. It knows no file and no training loop.
+
+Decoding goes in two steps, so that work shared by many frames is done once:
+
+    key-frames (K, 3, H, W) --encode_keyframes--> features, K rows each    once per key-frame, may be cached
+    features, Units, latents --decode--> frames (N, T, 3, H, W)            N units of T frames
+
+A unit is the smallest thing the network can decode: a frame (T = 1) or a whole clip.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+KeyFeatures = tuple[Tensor, ...]  # each (K, ...): row k belongs to key-frame k
+
+
+@dataclass(frozen=True)
+class Units:
+    """Which frames to decode: N units of T frames each, all tensors on one device.
+
+    Attributes:
+        keys: (N, 2) int64, rows of the start and the end key-frame in the features.
+        phase: (N, T) float32, 0 at the start key-frame and 1 at the end one.
+        time: (N, T) float32, 0 at the video's first frame and 1 at its last.
+    """
+
+    keys: Tensor
+    phase: Tensor
+    time: Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> "Units":
+        return Units(*(t.to(device, non_blocking=True) for t in (self.keys, self.phase, self.time)))
+
+
+def refuse_size(frame_size: tuple[int, int], multiple: int) -> str:
+    """The message for a frame size that is no multiple of what the network needs; it names the nearest that is."""
+    height, width = frame_size
+    near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in frame_size)
+    return f"frame size {height}x{width}: height and width must be multiples of {multiple}; the nearest is {near}"
+
+
+class Backend(nn.Module, ABC):
+    """A network that decodes units from key-frame features and, where it has them, latents.
+
+    Attributes:
+        frames_per_unit: T, the frames decoded together.
+        latent_shape: (channels, height, width) of the int8 latent stored for each frame that is no key-frame,
+            or None where the backend stores none.
+    """
+
+    frames_per_unit: int
+    latent_shape: tuple[int, int, int] | None = None
+
+    @abstractmethod
+    def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
+        """Features of key-frames.
+
+        Args:
+            keyframes: (K, 3, H, W) uint8 RGB.
+
+        Returns:
+            Tensors with K rows each.
+        """
+
+    @abstractmethod
+    def decode(self, features: KeyFeatures, units: Units, latents: Tensor | None) -> Tensor:
+        """Frames of N units.
+
+        Args:
+            features: what ``encode_keyframes`` returned.
+            units: the N units asked for.
+            latents: (N * T, *latent_shape) float, or None.
+
+        Returns:
+            (N, T, 3, H, W) float32 RGB, nominally 0 to 1 (not clamped unless the paper does).
+        """
+
+    def encode_latents(self, frames: Tensor, keyframes: Tensor, units: Units) -> Tensor:
+        """Latents of frames before rounding; used while packing only.
+
+        Args:
+            frames: (N, T, 3, H, W) uint8 RGB.
+            keyframes: (K, 3, H, W) uint8 RGB, the rows that ``units.keys`` counts.
+            units: the N units the frames belong to.
+
+        Returns:
+            (N * T, *latent_shape) float32.
+        """
+        raise NotImplementedError(f"{type(self).__name__} stores no latents")
+
+    def latent_bits(self, latents: Tensor) -> Tensor:
+        """Estimated bits of (M, *latent_shape) latents, a differentiable (M,) float32."""
+        raise NotImplementedError(f"{type(self).__name__} stores no latents")
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the parameter of this name is needed for decoding; the others stay out of the pack."""
+        return True

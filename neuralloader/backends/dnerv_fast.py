@@ -1,0 +1,230 @@
+"""The fast configuration of D-NeRV, the product's default: the paper's ideas at low resolution, plus latents.
+
+Kept from D-NeRV (section 3): content from two key-frames, one motion network for the corpus, task-oriented flow at
+several scales, spatially-adaptive fusion. Added, after CNeRV and HNeRV: a small latent per frame, made by an encoder
+while packing, rounded and stored, so that the weights need not memorise each video. Left out: GTMLP, which earned less
+than it cost here (docs/experiments.md), so a single frame is the unit and no padding is decoded.
+
+    keys (2, 3, H, W) --unshuffle 4--> 1/4 --> 1/8 --> 1/16          content, once per key-frame
+    frame, keys --unshuffle 4--> encoder --> latent @ 1/16           packing only; rounded to int8 and stored
+    [blended keys, difference, latent, phase] @ 1/16
+        --> flow, warp, SAF, conv, shuffle 2 --> 1/8 --> the same --> 1/4
+    @ 1/4: flow to both keys, blend mask, RGB residual (shuffle 4)
+    frame = blend(warp(start key), warp(end key)) + residual         the only work at full size
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuralloader.backends.base import Backend, KeyFeatures, Units, refuse_size
+from neuralloader.backends.blocks import AdaptiveFusion, BottleneckHead, KeyframeWarp, UpsampleBlock
+
+HEAD_STRIDE = 4  # the head's PixelShuffle: from 1/4 of the frame to the frame
+TRUNK_STRIDE = 16  # the trunk starts at 1/16 of the frame
+PHASE_FREQUENCIES = (0.5, 1.0, 2.0, 3.0)  # half-turns per key interval
+MIN_SCALE = 0.05  # of the latents' Laplace model: keeps the estimate finite where a channel is unused
+GREY_CENTRE, GREY_UNIT = 127.5, 64.0  # images inside the network are (grey level - centre) / unit
+
+WIDTHS = {"XS": 24, "S": 32, "M": 56, "L": 96}  # trunk width of each preset
+
+
+@dataclass(frozen=True)
+class FastDNeRVConfig:
+    """What makes a fast D-NeRV; stored in the pack.
+
+    Attributes:
+        frame_size: (height, width), multiples of 16.
+        width: channels of the trunk; it starts with twice as many.
+        content_channels: channels of the key-frame features at 1/4, 1/8 and 1/16 of the frame.
+        latent_channels: channels of a frame's latent, at 1/16 of the frame.
+        encoder_width: channels of the latents' encoder, which is not stored.
+    """
+
+    frame_size: tuple[int, int]
+    width: int
+    content_channels: tuple[int, int, int]
+    latent_channels: int = 8
+    encoder_width: int = 96
+
+    def __post_init__(self) -> None:
+        if any(side < TRUNK_STRIDE or side % TRUNK_STRIDE for side in self.frame_size):
+            raise ValueError(refuse_size(self.frame_size, TRUNK_STRIDE))
+
+    @staticmethod
+    def preset(name: str, frame_size: tuple[int, int]) -> "FastDNeRVConfig":
+        """The configuration of a preset, XS to L."""
+        width = WIDTHS[name]
+        return FastDNeRVConfig(frame_size, width, content_channels=(width // 2, width, width))
+
+
+class ContentEncoder(nn.Module):
+    """Key-frame features at 1/4, 1/8 and 1/16 of the frame."""
+
+    def __init__(self, channels: tuple[int, int, int]):
+        super().__init__()
+        fine, middle, coarse = channels
+        self.fine = nn.Conv2d(3 * HEAD_STRIDE**2, fine, 3, padding=1)
+        self.middle = nn.Conv2d(fine, middle, 2, 2)
+        self.coarse = nn.Conv2d(middle, coarse, 2, 2)
+
+    def forward(self, unshuffled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(K, 48, H/4, W/4) -> features at 1/4, 1/8, 1/16."""
+        fine = F.gelu(self.fine(unshuffled))
+        middle = F.gelu(self.middle(fine))
+        return fine, middle, F.gelu(self.coarse(middle))
+
+
+class LatentEncoder(nn.Module):
+    """Latent of a frame, given its two key-frames. Needed while packing only.
+
+    The first convolution sees frame and keys side by side; being linear, it is split so that the share of a key-frame is
+    computed once and added to every frame that leans on it.
+    """
+
+    def __init__(self, width: int, latent_channels: int):
+        super().__init__()
+        self.frame = nn.Conv2d(3 * HEAD_STRIDE**2, width, 3, padding=1)
+        self.keys = nn.Conv2d(3 * HEAD_STRIDE**2, 2 * width, 3, padding=1, bias=False)
+        self.body = nn.Sequential(
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, latent_channels, 3, padding=1),
+        )
+        self.log_gain = nn.Parameter(torch.zeros(latent_channels, 1, 1))
+
+    def forward(self, frames: Tensor, keyframes: Tensor, keys: Tensor) -> Tensor:
+        """Frames (M, 48, H/4, W/4), key-frames (K, 48, H/4, W/4), rows (M, 2) -> (M, Z, H/16, W/16)."""
+        start, end = self.keys(keyframes).chunk(2, dim=1)
+        x = self.frame(frames) + start.index_select(0, keys[:, 0]) + end.index_select(0, keys[:, 1])
+        return self.body(x).float() * self.log_gain.exp()
+
+
+class TrunkStage(nn.Module):
+    """Flow to both key-frames, warp, blend, fuse, upsample by 2."""
+
+    def __init__(self, in_channels: int, out_channels: int, content_channels: int, size: tuple[int, int]):
+        super().__init__()
+        self.flow = BottleneckHead(in_channels, 4)
+        self.warp = KeyframeWarp(*size)
+        self.fuse = AdaptiveFusion(content_channels, in_channels)
+        self.upsample = UpsampleBlock(in_channels, out_channels, 2)
+
+    def forward(self, x: Tensor, content: Tensor, keys: Tensor, phase: Tensor) -> Tensor:
+        start, end = self.warp(content, keys, self.flow(x))
+        return self.upsample(self.fuse(x, torch.lerp(start, end, phase)))
+
+
+class Head(nn.Module):
+    """From 1/4 of the frame to the frame: flow, blend mask and RGB residual from one convolution."""
+
+    def __init__(self, in_channels: int, width: int, content_channels: int, frame_size: tuple[int, int]):
+        super().__init__()
+        size = frame_size[0] // HEAD_STRIDE, frame_size[1] // HEAD_STRIDE
+        self.flow = BottleneckHead(in_channels, 4)
+        self.content_warp = KeyframeWarp(*size)
+        self.hidden = nn.Conv2d(in_channels + content_channels, width, 3, padding=1)
+        self.parts = (3 * HEAD_STRIDE**2, 4, 1)  # residual, flow correction, mask
+        self.out = nn.Conv2d(width, sum(self.parts), 3, padding=1)
+        self.frame_warp = KeyframeWarp(*frame_size)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, content: Tensor, images: Tensor, keys: Tensor, phase: Tensor) -> Tensor:
+        """(M, C, H/4, W/4) -> (M, 3, H, W) in the network's grey units."""
+        flow = self.flow(x)
+        start, end = self.content_warp(content, keys, flow)
+        x = torch.cat([x, torch.lerp(start, end, phase)], dim=1)
+        y = self.out(F.gelu(self.hidden(x))).float()
+        residual, flow_correction, mask = y.split(self.parts, dim=1)
+        flow = (flow.float() + flow_correction) * HEAD_STRIDE
+        mask = torch.sigmoid(mask + torch.logit(phase, eps=0.02))  # starts as the plain blend by phase
+        motion = F.interpolate(torch.cat([flow, mask], dim=1), scale_factor=HEAD_STRIDE, mode="bilinear")
+        flow, mask = motion.split((4, 1), dim=1)
+        start, end = self.frame_warp(images, keys, flow)
+        return torch.lerp(start, end, mask) + F.pixel_shuffle(residual, HEAD_STRIDE)
+
+
+class FastDNeRV(Backend):
+    """The default network; a unit is one frame."""
+
+    def __init__(self, config: FastDNeRVConfig):
+        super().__init__()
+        self.config, self.frames_per_unit = config, 1
+        height, width = (side // TRUNK_STRIDE for side in config.frame_size)
+        fine, middle, coarse = config.content_channels
+        self.latent_shape = (config.latent_channels, height, width)
+        self.content = ContentEncoder(config.content_channels)
+        self.encoder = LatentEncoder(config.encoder_width, config.latent_channels)
+        self.log_scale = nn.Parameter(torch.zeros(config.latent_channels, 1, 1))  # of the latents' Laplace model
+        self.base = nn.Conv2d(
+            2 * coarse + config.latent_channels + 2 * len(PHASE_FREQUENCIES), 2 * config.width, 3, padding=1
+        )
+        self.stages = nn.ModuleList(
+            [
+                TrunkStage(2 * config.width, config.width, coarse, (height, width)),
+                TrunkStage(config.width, config.width, middle, (2 * height, 2 * width)),
+            ]
+        )
+        self.head = Head(config.width, config.width, fine, config.frame_size)
+
+    def is_stored(self, name: str) -> bool:
+        return not name.startswith("encoder.") and name != "log_scale"
+
+    def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
+        images = to_grey_units(keyframes)
+        return (images, *(feature.float() for feature in self.content(unshuffle(images))))
+
+    def encode_latents(self, frames: Tensor, keyframes: Tensor, units: Units) -> Tensor:
+        frames, keyframes = unshuffle(to_grey_units(frames.flatten(0, 1))), unshuffle(to_grey_units(keyframes))
+        return self.encoder(frames, keyframes, units.keys)
+
+    def latent_bits(self, latents: Tensor) -> Tensor:
+        """Minus log2 of a Laplace distribution per channel, integrated over each rounding interval, summed."""
+        scale, distance = F.softplus(self.log_scale) + MIN_SCALE, latents.abs()
+        probability = laplace_cdf((0.5 - distance) / scale) - laplace_cdf((-0.5 - distance) / scale)
+        return -probability.clamp_min(1e-9).log2().sum(dim=(1, 2, 3))
+
+    def decode(self, features: KeyFeatures, units: Units, latents: Tensor | None) -> Tensor:
+        assert latents is not None, "a fast D-NeRV decodes from latents"
+        images, fine, middle, coarse = features
+        keys, phase = units.keys, units.phase.view(-1, 1, 1, 1)
+        start, end = (coarse.index_select(0, keys[:, i]) for i in (0, 1))
+        position = self._encode_phase(phase).expand(-1, -1, *coarse.shape[-2:])
+        x = torch.cat([torch.lerp(start, end, phase), start - end, latents, position], dim=1)
+        x = F.gelu(self.base(x))
+        for stage, content in zip(self.stages, (coarse, middle), strict=True):
+            x = stage(x, content, keys, phase)
+        frames = self.head(x, fine, images, keys, phase)
+        return from_grey_units(frames).unsqueeze(1)  # (N, 1, 3, H, W)
+
+    def _encode_phase(self, phase: Tensor) -> Tensor:
+        """(M, 1, 1, 1) -> (M, 8, 1, 1)."""
+        waves = [wave(phase * (math.pi * f)) for wave in (torch.sin, torch.cos) for f in PHASE_FREQUENCIES]
+        return torch.cat(waves, dim=1)
+
+
+def to_grey_units(images: Tensor) -> Tensor:
+    """uint8 grey levels -> float32 around 0, about -2 to 2."""
+    return (images.float() - GREY_CENTRE) / GREY_UNIT
+
+
+def from_grey_units(images: Tensor) -> Tensor:
+    """The network's grey units -> 0..1."""
+    return images * (GREY_UNIT / 255) + GREY_CENTRE / 255
+
+
+def unshuffle(images: Tensor) -> Tensor:
+    """(M, 3, H, W) -> (M, 48, H/4, W/4), channels last."""
+    return F.pixel_unshuffle(images, HEAD_STRIDE).contiguous(memory_format=torch.channels_last)
+
+
+def laplace_cdf(x: Tensor) -> Tensor:
+    """Distribution function of the Laplace distribution of scale 1."""
+    return 0.5 - 0.5 * x.sign() * torch.expm1(-x.abs())

@@ -1,0 +1,223 @@
+"""The command line: arguments, one call for each command, printing. ``neuralloader COMMAND --help`` tells the rest."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from neuralloader.errors import PackError, SourceError
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 for a failure told in one line, 2 for bad usage, 130 for an interrupt."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed on the way out
+    try:
+        options.run(options)
+    except (OSError, ValueError, ImportError, SourceError, RuntimeError) as error:
+        print(f"neuralloader {options.command}: {_message(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"neuralloader {options.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neuralloader", description="Video corpora as one neural network, decoded inside the training loop."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    pack = commands.add_parser("pack", help="train a network on videos and store everything in one file")
+    pack.add_argument("source", type=Path, help="a folder with one folder per class, a flat folder, or one video")
+    pack.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nvpack")
+    pack.add_argument(
+        "--frame-rate", type=_frame_rate, default=2.0, metavar="F", help="frames per second, or native (default: 2)"
+    )
+    pack.add_argument("--size", type=_size, default=(256, 320), metavar="HxW", help="frame size (default: 256x320)")
+    pack.add_argument("--backend", default="dnerv", choices=["dnerv"], help="the network (default: dnerv)")
+    pack.add_argument("--config", default="fast", choices=["fast", "paper"], help="its configuration (default: fast)")
+    pack.add_argument("--preset", default="S", choices=["XS", "S", "M", "L"], help="its size (default: S)")
+    duration = pack.add_mutually_exclusive_group()
+    duration.add_argument("--minutes", type=float, metavar="M", help="how long to train (default: 10)")
+    duration.add_argument("--epochs", type=int, metavar="E", help="the same in passes over the corpus; repeatable")
+    pack.add_argument("--keyframe-quality", type=int, metavar="Q", help="1 to 100 (default: the configuration's)")
+    pack.add_argument("--keyframe-codec", default="avif", choices=["avif", "webp", "jpeg", "png"])
+    pack.add_argument("--seed", type=int, default=0)
+    pack.add_argument("--on-error", default="raise", choices=["raise", "skip"], help="what to do about bad videos")
+    pack.add_argument("--force", action="store_true", help="replace a pack that is there")
+    _add_device(pack)
+    pack.set_defaults(run=_pack)
+
+    info = commands.add_parser("info", help="what is in a pack, and what every part of it costs")
+    info.add_argument("pack", type=Path)
+    info.add_argument("--json", action="store_true", help="one JSON object")
+    info.set_defaults(run=_info)
+
+    extract = commands.add_parser("extract", help="decode a pack to PNG files")
+    extract.add_argument("pack", type=Path)
+    extract.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    _add_device(extract)
+    extract.set_defaults(run=_extract)
+
+    demo = commands.add_parser("demo", help="the whole story on a generated corpus, in a few minutes")
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+    demo.add_argument("--minutes", type=float, default=2.5, metavar="M", help="how long to train (default: 2.5)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from neuralloader.packing import pack
+    from neuralloader.training.fit import Duration
+    from neuralloader.training.packer import PackSettings
+
+    if options.minutes is None and options.epochs is None:
+        options.minutes = 10.0
+    settings = PackSettings(
+        frame_rate=options.frame_rate,
+        size=options.size,
+        backend=options.backend,
+        config=options.config,
+        preset=options.preset,
+        duration=Duration(minutes=options.minutes, epochs=options.epochs),
+        seed=options.seed,
+        device=_device(options.device),
+        on_error=options.on_error,
+        keyframe_codec=options.keyframe_codec,
+        keyframe_quality=options.keyframe_quality,
+        overwrite=options.force,
+    )
+    with StageBars() as bars:
+        result = pack(options.source, options.output, settings, report=bars.report)
+    print(f"{result.path}: {result.size_bytes:,} bytes, {result.psnr_db:.2f} dB after {result.steps} steps")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from neuralloader.packfile import open_pack
+    from neuralloader.report.measure import describe_pack, info_lines
+
+    facts = describe_pack(open_pack(options.pack))
+    print(json.dumps(facts) if options.json else "\n".join(info_lines(facts)))
+
+
+def _extract(options: argparse.Namespace) -> None:
+    from neuralloader.loading.extract import extract_frames
+    from neuralloader.packfile import open_pack
+
+    with StageBars() as bars:
+        num_frames = extract_frames(
+            open_pack(options.pack),
+            options.output,
+            _device(options.device),
+            lambda done: bars.report("extract frames", done, ""),
+        )
+    print(f"{num_frames} frames in {options.output}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from neuralloader.demo import run_demo
+
+    with StageBars() as bars:
+        lines = run_demo(options.output, minutes=options.minutes, report=bars.report)
+    print("\n".join(lines))
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def _frame_rate(text: str) -> float | None:
+    if text == "native":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of frames per second above 0, or 'native'")
+    return rate
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH, such as 256x320")
+    return int(height), int(width)
+
+
+def _device(name: str):
+    """A torch device by name; "auto" is CUDA where it is there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r} must be auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name!r} must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: there is no CUDA device here; use --device cpu")
+    return device
+
+
+def _message(error: BaseException) -> str:
+    """An error in words; what is not ours to word also gets its type."""
+    known = isinstance(error, PackError | SourceError | ValueError | FileNotFoundError | FileExistsError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class StageBars:
+    """A progress bar for each stage of a longer command, one after the other."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._stage = ""
+
+    def report(self, stage: str, done: float, note: str) -> None:
+        """Show a stage's share that is done, 0 to 1, and a few words."""
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            layout = "{desc:<18} {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}"
+            self._bar = tqdm(total=1.0, desc=stage, bar_format=layout, file=sys.stderr, mininterval=0.2)
+        assert self._bar is not None
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(min(done, 1.0) - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+

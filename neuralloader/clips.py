@@ -1,0 +1,234 @@
+"""Frozen records of what a pack holds, and the clip index of D-NeRV. Nothing here touches a file, a codec or a model.
+
+A video's stored frames are cut into clips of ``frames_per_clip`` frames. Every ``key_interval`` frames there is a
+key-frame, and one more at the last frame; a clip leans on the two key-frames around it, so neighbours share them:
+
+    frame    0  1  2  3  4  5  6  7 | 8  9 10 11 12 13         14 frames, 8 a clip, a key-frame every 8
+    clip     [--------- 0 --------]   [------- 1 ------] +2     two padded frames repeat frame 13
+    keys     0                        8              13
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+UNLABELLED = -1  # the label of a video in a folder without classes
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """One packed video, as its source was found.
+
+    Attributes:
+        name: path below the packed folder, with ``/`` between its parts.
+        label: index into the pack's classes, or ``UNLABELLED``.
+        num_frames: frames stored in the pack.
+        num_source_frames: frames the source decoded to.
+        source_frame_rate: frames per second of the source.
+        frame_rate: frames per second of the stored frames.
+        source_size: (height, width) of the source in pixels.
+    """
+
+    name: str
+    label: int
+    num_frames: int
+    num_source_frames: int
+    source_frame_rate: float
+    frame_rate: float
+    source_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SkippedSource:
+    """A source that was left out of the pack, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """All clips of a pack, in video order: one row each, as arrays of equal length.
+
+    Attributes:
+        video: (num_clips,) int64, row in the video list.
+        first_frame: (num_clips,) int64, the clip's first frame, counted inside its video.
+        num_valid: (num_clips,) int64, frames before the padding starts, 1 to frames_per_clip.
+        start_key: (num_clips,) int64, row of the key-frame at or before the first frame.
+        end_key: (num_clips,) int64, row of the key-frame after the clip, or at the video's last frame.
+    """
+
+    video: np.ndarray
+    first_frame: np.ndarray
+    num_valid: np.ndarray
+    start_key: np.ndarray
+    end_key: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+
+@dataclass(frozen=True)
+class KeyframeTable:
+    """Where the key-frames of a pack sit, in video and frame order.
+
+    Attributes:
+        video: (num_keys,) int64, row in the video list.
+        frame: (num_keys,) int64, frame number inside its video.
+    """
+
+    video: np.ndarray
+    frame: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+
+def index_corpus(num_frames: np.ndarray, *, frames_per_clip: int, key_interval: int) -> tuple[ClipTable, KeyframeTable]:
+    """Cut every video into clips and place its key-frames (D-NeRV, section 3; neighbouring clips share a key-frame).
+
+    Args:
+        num_frames: (num_videos,) frames of each video, 1 or more.
+        frames_per_clip: frames in a clip; the last clip of a video may hold fewer.
+        key_interval: frames between key-frames, a multiple of frames_per_clip.
+
+    Returns:
+        The clip table and the key-frame table, both in video order.
+
+    Raises:
+        ValueError: a video without frames, or an interval that is no multiple of the clip.
+    """
+    num_frames = np.asarray(num_frames, dtype=np.int64)
+    if frames_per_clip < 1 or key_interval < 1 or key_interval % frames_per_clip:
+        raise ValueError(
+            f"key_interval={key_interval} must be a positive multiple of frames_per_clip={frames_per_clip}"
+        )
+    if len(num_frames) and num_frames.min() < 1:
+        raise ValueError(f"video {int(num_frames.argmin())} has {int(num_frames.min())} frames; every video needs one")
+
+    num_intervals = -(-num_frames // key_interval)
+    last_is_key = (num_frames - 1) % key_interval == 0  # then no extra key-frame stands at the last frame
+    num_keys = num_intervals + ~last_is_key
+    first_key = np.cumsum(num_keys) - num_keys
+    key_video = np.repeat(np.arange(len(num_frames)), num_keys)
+    key_frame = np.minimum((np.arange(num_keys.sum()) - first_key[key_video]) * key_interval, num_frames[key_video] - 1)
+
+    num_clips = -(-num_frames // frames_per_clip)
+    clip_video = np.repeat(np.arange(len(num_frames)), num_clips)
+    clip_in_video = np.arange(num_clips.sum()) - (np.cumsum(num_clips) - num_clips)[clip_video]
+    first_frame = clip_in_video * frames_per_clip
+    start_key = first_key[clip_video] + first_frame // key_interval
+    return (
+        ClipTable(
+            video=clip_video,
+            first_frame=first_frame,
+            num_valid=np.minimum(frames_per_clip, num_frames[clip_video] - first_frame),
+            start_key=start_key,
+            end_key=np.minimum(start_key + 1, (first_key + num_keys - 1)[clip_video]),
+        ),
+        KeyframeTable(video=key_video, frame=key_frame),
+    )
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """Every stored frame of a pack, in video and frame order: one row each.
+
+    Attributes:
+        video: (num_frames,) int64, row in the video list.
+        frame: (num_frames,) int64, frame number inside its video.
+        clip: (num_frames,) int64, row in the clip table.
+        keys: (num_frames, 2) int64, rows of the start and end key-frames.
+        phase: (num_frames,) float32, 0 at the start key-frame, 1 at the end one; 0 where they are the same.
+        time: (num_frames,) float32, 0 at the video's first frame, 1 at its last; 0 in a video of one frame.
+        is_key: (num_frames,) bool, whether the frame is itself a key-frame.
+        first_row: (num_videos + 1,) int64, row of each video's first frame, and the number of rows.
+    """
+
+    video: np.ndarray
+    frame: np.ndarray
+    clip: np.ndarray
+    keys: np.ndarray
+    phase: np.ndarray
+    time: np.ndarray
+    is_key: np.ndarray
+    first_row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    @property
+    def latent_row(self) -> np.ndarray:
+        """(num_frames,) int64, row of each frame's latent; key-frames have none, and what stands there is unused."""
+        return np.cumsum(~self.is_key) - 1
+
+
+def index_frames(clips: ClipTable, keys: KeyframeTable) -> FrameTable:
+    """List every frame of the clips with the key-frames it leans on and its two times (D-NeRV, section 3.1).
+
+    Args:
+        clips: the clip table.
+        keys: the key-frame table.
+
+    Returns:
+        One row for each valid frame; padding is not listed.
+    """
+    clip = np.repeat(np.arange(len(clips)), clips.num_valid)
+    first_of_clip = np.cumsum(clips.num_valid) - clips.num_valid
+    frame = clips.first_frame[clip] + np.arange(len(clip)) - first_of_clip[clip]
+    video = clips.video[clip]
+    first_row = np.concatenate([np.flatnonzero(np.diff(video, prepend=-1)), [len(video)]])
+    last_frame = np.diff(first_row)[video] - 1
+    pair = np.stack([clips.start_key[clip], clips.end_key[clip]], axis=1)
+    start, end = keys.frame[pair[:, 0]], keys.frame[pair[:, 1]]
+    return FrameTable(
+        video=video,
+        frame=frame,
+        clip=clip,
+        keys=pair,
+        phase=((frame - start) / np.maximum(1, end - start)).astype(np.float32),
+        time=(frame / np.maximum(1, last_frame)).astype(np.float32),
+        is_key=(frame == start) | (frame == end),
+        first_row=first_row,
+    )
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """What a backend decodes together: single frames, or whole clips with their padding.
+
+    Attributes:
+        rows: (num_units, T) int64, rows in the frame table; padding repeats the clip's last frame.
+        valid: (num_units, T) bool, False on padding.
+        first_of_clip: (num_clips + 1,) int64, first unit of each clip, and the number of units.
+    """
+
+    rows: np.ndarray
+    valid: np.ndarray
+    first_of_clip: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def index_units(clips: ClipTable, frames_per_unit: int) -> UnitTable:
+    """The units of a backend that decodes ``frames_per_unit`` frames together: one frame, or a clip.
+
+    Args:
+        clips: the clip table.
+        frames_per_unit: 1, or the clip's length.
+
+    Returns:
+        The units, in clip order.
+    """
+    first_row = np.concatenate([[0], np.cumsum(clips.num_valid)])
+    if frames_per_unit == 1:
+        rows = np.arange(first_row[-1])[:, None]
+        return UnitTable(rows, np.ones_like(rows, dtype=bool), first_row)
+    offset = np.arange(frames_per_unit)[None, :]
+    last = clips.num_valid[:, None] - 1
+    return UnitTable(
+        rows=first_row[:-1, None] + np.minimum(offset, last),
+        valid=offset <= last,
+        first_of_clip=np.arange(len(clips) + 1),
+    )

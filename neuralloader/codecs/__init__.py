@@ -1,0 +1,1 @@
+"""Arrays to bytes and back: quantised weights, entropy-coded latents, key-frame images. No file, no model."""

@@ -1,0 +1,1 @@
+"""From an opened pack to clips in a training loop."""

@@ -1,0 +1,1 @@
+"""Measures: quality of frames, bytes, speed. They know no pack and no network."""

@@ -1,0 +1,93 @@
+"""Measured figures of a pack: its quality against the originals, and everything ``neuralloader info`` tells."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuralloader.loading.decode import Decoder
+from neuralloader.metrics.quality import psnr_db
+from neuralloader.metrics.rate import bits_per_pixel, ledger_lines
+from neuralloader.packfile import Pack
+
+FRAMES_PER_STEP = 64
+
+
+def measure_quality(
+    path: Path, originals: np.ndarray, device: torch.device, on_progress: Callable[[float], None]
+) -> dict[str, float]:
+    """Quality of a pack as a reader gets it: opened, decoded whole, compared with the frames it was made from.
+
+    Args:
+        path: the pack.
+        originals: (num_frames, H, W, 3) uint8, all stored frames in order.
+        device: where to decode.
+        on_progress: called with the share that is done.
+
+    Returns:
+        ``psnr_db``, the mean over frames, and ``worst_psnr_db``, of the worst frame; rounded to 0.0001 dB.
+    """
+    decoder = Decoder(Pack(path), device)
+    psnr = []
+    for start in range(0, len(originals), FRAMES_PER_STEP):
+        rows = np.arange(start, min(start + FRAMES_PER_STEP, len(originals)))
+        original = torch.from_numpy(originals[rows]).to(device).permute(0, 3, 1, 2)
+        psnr.append(psnr_db(decoder.decode(rows), original).cpu())
+        on_progress((start + len(rows)) / len(originals))
+    frames = torch.cat(psnr)
+    return {"psnr_db": round(float(frames.mean()), 4), "worst_psnr_db": round(float(frames.min()), 4)}
+
+
+def describe_pack(pack: Pack) -> dict[str, Any]:
+    """All that is known about a pack without decoding it, as JSON values; the ledger sums to ``size_bytes``."""
+    description, index = pack.description, pack.index
+    return {
+        "path": str(pack.path),
+        "backend": description.backend,
+        "config": description.config,
+        "network": dataclasses.asdict(description.network),
+        "num_videos": len(index.videos),
+        "num_clips": len(index.clips),
+        "num_frames": len(pack.frames),
+        "num_keyframes": len(index.keys),
+        "num_parameters": pack.num_parameters,
+        "classes": list(description.classes),
+        "frame_size": list(description.frame_size),
+        "frame_rate": description.frame_rate,
+        "frames_per_clip": description.frames_per_clip,
+        "key_interval": description.key_interval,
+        "keyframe_codec": description.keyframe_codec,
+        "keyframe_quality": description.keyframe_quality,
+        "weight_bits": description.weight_bits,
+        "size_bytes": pack.size_bytes,
+        "bits_per_pixel": bits_per_pixel(pack.size_bytes, len(pack.frames), description.frame_size),
+        **description.quality,
+        "ledger": pack.reader.ledger(),
+        "training": dict(description.training),
+        "skipped": [{"path": source.name, "reason": source.reason} for source in index.skipped],
+    }
+
+
+def info_lines(facts: dict[str, Any]) -> list[str]:
+    """What ``describe_pack`` found, for people."""
+    height, width = facts["frame_size"]
+    rate = "every frame" if facts["frame_rate"] is None else f"{facts['frame_rate']:g} frames/s"
+    classes = f"{len(facts['classes'])} classes: {', '.join(facts['classes'])}" if facts["classes"] else "no classes"
+    lines = [
+        f"{facts['path']}: {facts['backend']} ({facts['config']}), {facts['num_parameters']:,} parameters",
+        f"{facts['num_videos']} videos, {classes}",
+        f"{facts['num_frames']} frames of {height}x{width} at {rate}, in {facts['num_clips']} clips of "
+        f"{facts['frames_per_clip']}; {facts['num_keyframes']} key-frames ({facts['keyframe_codec']}, "
+        f"quality {facts['keyframe_quality']})",
+        f"{facts['psnr_db']:.2f} dB PSNR (worst frame {facts['worst_psnr_db']:.2f}) at "
+        f"{facts['bits_per_pixel']:.4f} bits per pixel",
+        "",
+        *ledger_lines(facts["ledger"]),
+    ]
+    if facts["skipped"]:
+        lines += ["", f"{len(facts['skipped'])} sources skipped:"]
+        lines += [f"  {source['path']}: {source['reason']}" for source in facts["skipped"]]
+    return lines

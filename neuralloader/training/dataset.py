@@ -1,0 +1,83 @@
+"""The frames and key-frames of a corpus as training batches: whole clips, on the device where they fit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuralloader.backends import Units
+from neuralloader.clips import FrameTable, UnitTable
+
+RESIDENT_BYTES = 8 << 30  # a corpus up to this size is kept on the device
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Units to train on, all tensors on one device.
+
+    Attributes:
+        frames: (N, T, 3, H, W) uint8, the originals; padding repeats the last frame.
+        keyframes: (K, 3, H, W) uint8, as decoded from the pack.
+        units: the N units; their keys count rows of ``keyframes``.
+        valid: (N * T,) bool, False on padding.
+        has_latent: (N * T,) bool, False on key-frames, which store no latent.
+    """
+
+    frames: Tensor
+    keyframes: Tensor
+    units: Units
+    valid: Tensor
+    has_latent: Tensor
+
+
+class TrainingSet:
+    """A corpus ready for training and encoding.
+
+    Args:
+        frames: (num_frames, H, W, 3) uint8, all stored frames in order; may be memory-mapped.
+        keyframes: (num_keys, H, W, 3) uint8, the key-frames as decoded back from their bytes.
+        table: the frame table.
+        units: the backend's units.
+        device: where batches are made.
+    """
+
+    def __init__(
+        self, frames: np.ndarray, keyframes: np.ndarray, table: FrameTable, units: UnitTable, device: torch.device
+    ):
+        self.table, self.units, self.device = table, units, device
+        self.frame_size: tuple[int, int] = (frames.shape[1], frames.shape[2])
+        self._frames = torch.from_numpy(frames)
+        self._keyframes = torch.from_numpy(keyframes)
+        if device.type != "cpu" and frames.nbytes + keyframes.nbytes <= RESIDENT_BYTES:
+            self._frames, self._keyframes = self._frames.to(device), self._keyframes.to(device)
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.units.first_of_clip) - 1
+
+    def clip_batch(self, clips: np.ndarray) -> Batch:
+        """All units of the given clips."""
+        first, end = self.units.first_of_clip[clips], self.units.first_of_clip[clips + 1]
+        return self.unit_batch(np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)]))
+
+    def unit_batch(self, unit_rows: np.ndarray) -> Batch:
+        """The given units."""
+        rows = self.units.rows[unit_rows]  # (N, T)
+        keys, position = np.unique(self.table.keys[rows[:, 0]], return_inverse=True)
+        units = Units(
+            keys=torch.from_numpy(position.reshape(-1, 2)),
+            phase=torch.from_numpy(self.table.phase[rows]),
+            time=torch.from_numpy(self.table.time[rows]),
+        )
+        return Batch(
+            frames=self._take(self._frames, rows.reshape(-1)).unflatten(0, rows.shape),
+            keyframes=self._take(self._keyframes, keys),
+            units=units.to(self.device),
+            valid=torch.from_numpy(self.units.valid[unit_rows].reshape(-1)).to(self.device),
+            has_latent=torch.from_numpy(~self.table.is_key[rows.reshape(-1)]).to(self.device),
+        )
+
+    def _take(self, images: Tensor, rows: np.ndarray) -> Tensor:
+        """(M, 3, H, W) uint8 on the device, a channels-last view of the stored (M, H, W, 3)."""
+        return images[torch.from_numpy(rows).to(images.device)].to(self.device).permute(0, 3, 1, 2)

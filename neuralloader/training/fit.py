@@ -1,0 +1,201 @@
+"""The training loop: the same for every backend; only the recipe and the unit differ."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuralloader.backends import Backend
+from neuralloader.backends.precision import autocast
+from neuralloader.training.dataset import Batch, TrainingSet
+from neuralloader.training.losses import LOSSES, psnr_db, squared_error
+from neuralloader.training.optimizer import MatrixOptimizer
+from neuralloader.training.recipes import Recipe
+from neuralloader.training.rounding import rounded_weights
+
+MAX_LATENT = 127  # latents are stored as int8
+MAX_BAD_STEPS = 20  # in a row, before training is given up
+STEPS_PER_EPOCH = 20  # a small corpus gets smaller steps than the recipe's, so that an epoch still has about this many
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss stopped being a number."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long to train: exactly one of the two.
+
+    Attributes:
+        minutes: wall-clock minutes.
+        epochs: passes over all clips; repeatable to the bit on a CPU.
+    """
+
+    minutes: float | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.epochs is None):
+            raise ValueError(f"give minutes or epochs, not both: minutes={self.minutes}, epochs={self.epochs}")
+        for name, value in (("minutes", self.minutes), ("epochs", self.epochs)):
+            if value is not None and not 0 < value < 1e7:
+                raise ValueError(f"{name}={value} must be above 0")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is reported after every step.
+
+    Attributes:
+        done: share of the training that is done, 0 to 1.
+        step: steps done.
+        psnr_db: running mean over recent training frames, before rounding to uint8.
+        seconds_left: estimated from the time so far.
+    """
+
+    done: float
+    step: int
+    psnr_db: float
+    seconds_left: float
+
+
+def fit(
+    backend: Backend,
+    data: TrainingSet,
+    recipe: Recipe,
+    duration: Duration,
+    *,
+    seed: int,
+    weight_bits: int,
+    on_progress: Callable[[Progress], None],
+) -> int:
+    """Train a backend in place.
+
+    Args:
+        backend: on the data's device.
+        data: the corpus.
+        recipe: how to train.
+        duration: how long.
+        seed: of the clip order and the rounding noise.
+        weight_bits: bits the weights will be stored with.
+        on_progress: called after every step.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        TrainingDiverged: the loss was not finite for many steps in a row.
+    """
+    torch.manual_seed(seed)
+    order = np.random.default_rng(seed)
+    clips_per_step = max(1, min(recipe.clips_per_step, data.num_clips // STEPS_PER_EPOCH))
+    clock = _Clock(duration, steps_per_epoch=-(-data.num_clips // clips_per_step))
+    optimizer = MatrixOptimizer(backend.parameters(), recipe)
+    backend.train()
+    running_psnr, bad_steps = _RunningMean(), 0
+    for clips in _shuffled(data.num_clips, clips_per_step, order):
+        done = clock.done()
+        if done >= 1:
+            break
+        batch = data.clip_batch(clips)
+        rounded = done >= 1 - recipe.rounding_share
+        with rounded_weights(backend, weight_bits) if rounded else nullcontext():
+            loss, frame_psnr = _loss(backend, batch, recipe)
+            optimizer.zero_grad(backend.parameters())
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(backend.parameters(), recipe.max_gradient_norm or float("inf"))
+        bad_steps = 0 if torch.isfinite(norm) else bad_steps + 1
+        if bad_steps == 0:
+            optimizer.step(done)
+            running_psnr.add(frame_psnr)
+        elif bad_steps == MAX_BAD_STEPS:
+            raise TrainingDiverged(f"training diverged after {clock.steps} steps: {bad_steps} losses in a row were not finite")
+        clock.steps += 1
+        on_progress(Progress(clock.done(), clock.steps, running_psnr.value, clock.seconds_left()))
+    backend.eval()
+    return clock.steps
+
+
+def _loss(backend: Backend, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, and the mean PSNR of its frames."""
+    height, width = batch.frames.shape[-2:]
+    with autocast(batch.frames.device):
+        latents = None
+        if backend.latent_shape is not None:
+            latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
+            latents = latents + torch.rand_like(latents) - 0.5  # stands for rounding, and lets gradients through
+            latents = latents * batch.has_latent.view(-1, 1, 1, 1)
+        predicted = backend.decode(backend.encode_keyframes(batch.keyframes), batch.units, latents)
+    predicted, target = predicted.float().flatten(0, 1), batch.frames.flatten(0, 1).float() / 255
+    if not batch.valid.all():
+        predicted, target = predicted[batch.valid], target[batch.valid]
+    loss = LOSSES[recipe.loss](predicted, target)
+    if latents is not None:
+        bits = backend.latent_bits(latents) * batch.has_latent
+        loss = loss + recipe.rate_weight * bits.mean() / (height * width)
+    with torch.no_grad():
+        return loss, psnr_db(squared_error(predicted, target)).mean()
+
+
+@torch.no_grad()
+def encode_latents(backend: Backend, data: TrainingSet, *, units_per_batch: int) -> np.ndarray | None:
+    """Rounded latents of every frame that is no key-frame, in frame order.
+
+    Returns:
+        (num_latents, channels, height, width) int8, or None where the backend stores none.
+    """
+    if backend.latent_shape is None:
+        return None
+    parts = []
+    for start in range(0, len(data.units), units_per_batch):
+        batch = data.unit_batch(np.arange(start, min(start + units_per_batch, len(data.units))))
+        with autocast(data.device):
+            latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
+        stored = latents.float().round().clamp(-MAX_LATENT, MAX_LATENT)[batch.valid & batch.has_latent]
+        parts.append(stored.to(torch.int8).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _shuffled(num_clips: int, clips_per_step: int, order: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches: every epoch all clips once, in a new order, the last batch of an epoch possibly smaller."""
+    while True:
+        shuffled = order.permutation(num_clips)
+        for start in range(0, num_clips, clips_per_step):
+            yield np.sort(shuffled[start : start + clips_per_step])
+
+
+class _Clock:
+    """Share of the training done, by time or by steps."""
+
+    def __init__(self, duration: Duration, steps_per_epoch: int):
+        self.steps, self._start = 0, time.monotonic()
+        self._seconds = duration.minutes and duration.minutes * 60
+        self._steps = duration.epochs and duration.epochs * steps_per_epoch
+
+    def done(self) -> float:
+        if self._steps is not None:
+            return self.steps / self._steps
+        assert self._seconds is not None
+        return min(1.0, (time.monotonic() - self._start) / self._seconds)
+
+    def seconds_left(self) -> float:
+        done = self.done()
+        return (time.monotonic() - self._start) * (1 - done) / done if done else float("inf")
+
+
+class _RunningMean:
+    """Mean that forgets: about the last 30 values count."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, value: Tensor) -> None:
+        self._sum, self._weight = 0.97 * self._sum + float(value), 0.97 * self._weight + 1
+
+    @property
+    def value(self) -> float:
+        return self._sum / max(self._weight, 1e-9)

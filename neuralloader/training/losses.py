@@ -1,0 +1,34 @@
+"""Training losses over frames. Each returns one number to minimise; padding is left out by the caller."""
+
+import torch
+from pytorch_msssim import ssim
+from torch import Tensor
+
+SMALLEST_MSE = 1e-6  # 60 dB: a frame better than that pulls no further
+
+
+def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each frame: (M, 3, H, W) twice, 0..1 -> (M,) float32."""
+    return (predicted - target).square().mean(dim=(1, 2, 3))
+
+
+def psnr_db(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of mean squared errors on the 0..1 scale, in dB, capped at 60."""
+    return -10 * torch.log10(mse + SMALLEST_MSE)
+
+
+def psnr_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Minus the mean PSNR over frames, in dB: the very figure a pack reports.
+
+    Against the mean squared error it gives easy and hard videos the same say, and makes the price of a stored bit a
+    plain number of dB.
+    """
+    return -psnr_db(squared_error(predicted, target)).mean()
+
+
+def l2_ssim_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """L2 + 0.03 * (1 - SSIM), the loss of D-NeRV's code for UCF101 (window 11, sigma 1.5)."""
+    return squared_error(predicted, target).mean() + 0.03 * (1 - ssim(predicted, target, data_range=1.0))
+
+
+LOSSES = {"psnr": psnr_loss, "l2_ssim": l2_ssim_loss}

@@ -1,0 +1,198 @@
+"""Pack a corpus: the whole run, in reading order."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from neuralloader.backends import PRESETS, Backend, network_of
+from neuralloader.clips import index_corpus, index_frames, index_units
+from neuralloader.codecs.keyframes import KeyframeCodec, check_codec_available, decode_keyframes, encode_keyframes
+from neuralloader.container.index import PackIndex
+from neuralloader.container.writer import check_writable
+from neuralloader.corpus.cache import Ingested, ingest
+from neuralloader.corpus.find import find_videos
+from neuralloader.packfile import PackDescription, build_backend, save_pack
+from neuralloader.training.dataset import TrainingSet
+from neuralloader.training.fit import Duration, Progress, encode_latents, fit
+from neuralloader.training.recipes import KEY_INTERVALS, RECIPES
+from neuralloader.training.rounding import round_in_place
+
+FRAMES_PER_CLIP = 8  # the paper's; its networks have it in their weights
+UNITS_PER_BATCH = 64  # while encoding latents
+
+Stage = Literal["read videos", "encode key-frames", "train", "encode latents", "measure"]
+Report = Callable[[Stage, float, str], None]  # stage, share of it that is done, a few words to show
+# pack, original frames, device, progress -> figures for the manifest. Handed in: the decoder lives in another room
+Measure = Callable[[Path, np.ndarray, torch.device, Callable[[float], None]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """What a user can choose about a pack.
+
+    Attributes:
+        frame_rate: frames kept per second; None keeps every frame.
+        size: (height, width) that frames are resized to.
+        backend, config: which network, in which configuration.
+        preset: size of the network, "XS" to "L".
+        duration: how long to train.
+        seed: of everything random.
+        device: where to train; None is CUDA where it is there, else the CPU.
+        on_error: "raise" names all bad files and packs nothing, "skip" packs the others.
+        keyframe_codec: image format of key-frames.
+        keyframe_quality: 1 to 100, on the codec's own scale; None is the configuration's.
+        overwrite: replace a pack that is there.
+    """
+
+    frame_rate: float | None = 2.0
+    size: tuple[int, int] = (256, 320)
+    backend: str = "dnerv"
+    config: str = "fast"
+    preset: str = "S"
+    duration: Duration = field(default_factory=lambda: Duration(minutes=10))
+    seed: int = 0
+    device: torch.device | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    keyframe_codec: KeyframeCodec = "avif"
+    keyframe_quality: int | None = None
+    overwrite: bool = False
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if (self.backend, self.config) not in RECIPES:
+            known = ", ".join(f"{backend} {config}" for backend, config in RECIPES)
+            raise ValueError(f"there is no configuration {self.config!r} of backend {self.backend!r}; known: {known}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset={self.preset!r} must be one of {', '.join(PRESETS)}")
+        if self.keyframe_quality is not None and not 1 <= self.keyframe_quality <= 100:
+            raise ValueError(f"keyframe_quality={self.keyframe_quality} must be 1 to 100")
+        network_of(self.backend, self.config, self.preset, self.size)  # refuses a size that the network cannot make
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What came of packing.
+
+    Attributes:
+        path: the pack.
+        size_bytes: its size.
+        psnr_db: mean over all frames, of the pack read back.
+        steps: training steps done.
+    """
+
+    path: Path
+    size_bytes: int
+    psnr_db: float
+    steps: int
+
+
+def pack(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: PackSettings,
+    *,
+    measure: Measure,
+    report: Report,
+) -> PackResult:
+    """Train one network on a folder of videos and store everything in one file; see ``neuralloader.pack``."""
+    output = Path(output)
+    check_writable(output, overwrite=settings.overwrite)
+    check_codec_available(settings.keyframe_codec)
+    found = find_videos(Path(source))
+    with ingest(
+        found.sources,
+        frame_rate=settings.frame_rate,
+        size=settings.size,
+        on_error=settings.on_error,
+        progress=lambda done, total: report("read videos", done / total, f"{done} of {total}"),
+    ) as corpus:
+        return _pack_frames(corpus, found.classes, output, settings, measure, report)
+
+
+def _pack_frames(
+    corpus: Ingested,
+    classes: tuple[str, ...],
+    output: Path,
+    settings: PackSettings,
+    measure: Measure,
+    report: Report,
+) -> PackResult:
+    device = settings.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    quality = settings.keyframe_quality or RECIPES[settings.backend, settings.config].keyframe_quality
+    key_interval = KEY_INTERVALS[settings.backend, settings.config]
+    num_frames = np.array([video.num_frames for video in corpus.videos])
+    clips, keys = index_corpus(num_frames, frames_per_clip=FRAMES_PER_CLIP, key_interval=key_interval)
+    table = index_frames(clips, keys)
+
+    report("encode key-frames", 0, f"{len(keys)} key-frames")
+    originals = corpus.frames[table.first_row[keys.video] + keys.frame]
+    keyframes = encode_keyframes(list(originals), settings.keyframe_codec, quality)
+    decoded_keyframes = decode_keyframes(keyframes, settings.keyframe_codec, settings.size)
+    report("encode key-frames", 1, f"{len(keys)} key-frames")
+
+    torch.manual_seed(settings.seed)
+    network = network_of(settings.backend, settings.config, settings.preset, settings.size)
+    backend = build_backend(settings.backend, settings.config, network).to(device)
+    units = index_units(clips, backend.frames_per_unit)
+    data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device)
+    steps = _train(backend, data, settings, report)
+
+    report("encode latents", 0, "")
+    round_in_place(backend, settings.weight_bits)
+    latents = encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH)
+    report("encode latents", 1, "")
+
+    description = PackDescription(
+        backend=settings.backend,
+        config=settings.config,
+        network=network,
+        frame_size=settings.size,
+        frames_per_clip=FRAMES_PER_CLIP,
+        key_interval=key_interval,
+        frame_rate=settings.frame_rate,
+        classes=classes,
+        keyframe_codec=settings.keyframe_codec,
+        keyframe_quality=quality,
+        weight_bits=settings.weight_bits,
+        training={
+            "preset": settings.preset,
+            "seed": settings.seed,
+            "minutes": settings.duration.minutes,
+            "epochs": settings.duration.epochs,
+            "steps": steps,
+        },
+        quality={},
+    )
+    index = PackIndex(tuple(corpus.videos), tuple(corpus.skipped), clips, keys)
+    with tempfile.TemporaryDirectory(prefix="neuralloader-") as folder:  # the manifest says what a reader gets
+        trial = Path(folder) / "trial.nvpack"
+        save_pack(trial, description, index, backend, keyframes, latents)
+        measured = measure(trial, corpus.frames, device, lambda done: report("measure", done, ""))
+    description = replace(description, quality=measured)
+    size_bytes = save_pack(
+        output, description, index, backend, keyframes, latents, overwrite=settings.overwrite
+    )
+    return PackResult(output, size_bytes, measured["psnr_db"], steps)
+
+
+def _train(backend: Backend, data: TrainingSet, settings: PackSettings, report: Report) -> int:
+    def show(progress: Progress) -> None:
+        left = f"{progress.seconds_left:.0f} s" if progress.seconds_left < 600 else f"{progress.seconds_left / 60:.0f} min"
+        report("train", progress.done, f"{progress.psnr_db:.2f} dB, step {progress.step}, {left} left")
+
+    return fit(
+        backend,
+        data,
+        RECIPES[settings.backend, settings.config],
+        settings.duration,
+        seed=settings.seed,
+        weight_bits=settings.weight_bits,
+        on_progress=show,
+    )
+

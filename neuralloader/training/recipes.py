@@ -1,0 +1,71 @@
+"""How each configuration is trained: loss, optimiser, schedule. A recipe holds numbers only; ``fit`` follows it."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that ``fit`` needs to know besides the data and the time it has.
+
+    Attributes:
+        loss: name in ``losses.LOSSES``.
+        learning_rate: peak rate of AdamW.
+        matrix_learning_rate: peak rate of Muon for weights with two or more axes; None gives them to AdamW too.
+        warmup: share of the training spent raising the rate linearly from ``warmup_start`` to 1, before the cosine.
+        warmup_start: factor on the learning rate at the first step.
+        clips_per_step: clips in a training step.
+        max_gradient_norm: gradients are clipped to this norm; None leaves them.
+        rate_weight: price of the latents, in units of the loss for one bit per pixel.
+        rounding_share: last share of the training in which the weights are rounded as they will be stored.
+        keyframe_quality: of the key-frames' image codec, where the user names none.
+    """
+
+    loss: Literal["psnr", "l2_ssim"]
+    learning_rate: float
+    matrix_learning_rate: float | None
+    warmup: float
+    warmup_start: float
+    clips_per_step: int
+    max_gradient_norm: float | None
+    rate_weight: float
+    rounding_share: float
+    keyframe_quality: int
+
+    def rate_factor(self, progress: float) -> float:
+        """Factor on the learning rates when ``progress`` (0 to 1) of the training is done: warm-up, then cosine to 0."""
+        if progress < self.warmup:
+            return self.warmup_start + (1 - self.warmup_start) * progress / self.warmup
+        return (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+
+
+FAST = Recipe(
+    loss="psnr",
+    learning_rate=4e-3,
+    matrix_learning_rate=0.02,
+    warmup=0.03,
+    warmup_start=0.1,
+    clips_per_step=8,
+    max_gradient_norm=30.0,
+    rate_weight=16.0,
+    rounding_share=0.25,
+    keyframe_quality=50,
+)
+
+# D-NeRV's code for UCF101; its 32 clips a step are kept where the corpus has them to spare (see ``fit``)
+PAPER = Recipe(
+    loss="l2_ssim",
+    learning_rate=5e-4,
+    matrix_learning_rate=None,
+    warmup=0.2,
+    warmup_start=0.1,
+    clips_per_step=32,
+    max_gradient_norm=None,
+    rate_weight=0.0,
+    rounding_share=0.0,
+    keyframe_quality=30,
+)
+
+RECIPES = {("dnerv", "fast"): FAST, ("dnerv", "paper"): PAPER}
+KEY_INTERVALS = {("dnerv", "fast"): 16, ("dnerv", "paper"): 8}  # frames between key-frames; the paper's is its clip
