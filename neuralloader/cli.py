@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--size", type=_size, default=(256, 320), metavar="HxW", help="frame size (default: 256x320)")
     pack.add_argument("--backend", default="dnerv", choices=["dnerv"], help="the network (default: dnerv)")
     pack.add_argument("--config", default="fast", choices=["fast", "paper"], help="its configuration (default: fast)")
-    pack.add_argument("--preset", default="S", choices=["XS", "S", "M", "L"], help="its size (default: S)")
+    size = pack.add_mutually_exclusive_group()
+    size.add_argument("--preset", default="S", choices=["XS", "S", "M", "L"], help="its size (default: S)")
+    size.add_argument("--width", type=int, metavar="C", help="the same as a number of channels")
     duration = pack.add_mutually_exclusive_group()
     duration.add_argument("--minutes", type=float, metavar="M", help="how long to train (default: 10)")
     duration.add_argument("--epochs", type=int, metavar="E", help="the same in passes over the corpus; repeatable")
@@ -95,7 +97,7 @@ def _pack(options: argparse.Namespace) -> None:
         size=options.size,
         backend=options.backend,
         config=options.config,
-        preset=options.preset,
+        width=options.width or options.preset,
         duration=Duration(minutes=options.minutes, epochs=options.epochs),
         seed=options.seed,
         device=_device(options.device),

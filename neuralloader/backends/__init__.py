@@ -14,13 +14,25 @@ BACKENDS: dict[tuple[str, str], tuple[type[Any], type[Backend]]] = {
 PRESETS = ("XS", "S", "M", "L")
 
 
-def network_of(backend: str, config: str, preset: str, frame_size: tuple[int, int]) -> Any:
-    """The record of a preset's network, for frames of (height, width).
+def network_of(backend: str, config: str, width: str | int, frame_size: tuple[int, int]) -> Any:
+    """The record of a network.
+
+    Args:
+        backend, config: a key of ``BACKENDS``.
+        width: a preset, "XS" to "L", or the number of channels it stands for.
+        frame_size: (height, width).
 
     Raises:
-        ValueError: a frame size that the network cannot make.
+        ValueError: a width or a frame size that the network cannot have.
     """
-    return BACKENDS[backend, config][0].preset(preset, frame_size)
+    record = BACKENDS[backend, config][0]
+    if isinstance(width, str):
+        if width not in PRESETS:
+            raise ValueError(f"preset {width!r} must be one of {', '.join(PRESETS)}")
+        width = record.WIDTHS[width]
+    if not 8 <= width <= 4096:
+        raise ValueError(f"width {width} must be 8 to 4096 channels")
+    return record.of_width(width, frame_size)
 
 
 __all__ = ["BACKENDS", "PRESETS", "Backend", "KeyFeatures", "Units", "network_of"]

@@ -38,15 +38,15 @@ class KeyframeWarp(nn.Module):
     """
 
     grid: Tensor
-    unit: Tensor
+    pixel: Tensor
 
     def __init__(self, height: int, width: int):
         super().__init__()
         x, y = torch.linspace(-1, 1, width), torch.linspace(-1, 1, height)
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (H, W, 2), changes nothing
         self.register_buffer("grid", grid, persistent=False)
-        unit = torch.tensor([2 / max(1, width - 1), 2 / max(1, height - 1)])  # one pixel, in grid units
-        self.register_buffer("unit", unit.view(1, 2, 1, 1), persistent=False)
+        pixel = [2 / max(1, width - 1), 2 / max(1, height - 1)]  # one pixel in x and y, in grid units
+        self.register_buffer("pixel", torch.tensor(2 * pixel).view(1, 4, 1, 1), persistent=False)
 
     def forward(self, maps: Tensor, keys: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         """Warp rows of ``maps``.
@@ -59,16 +59,19 @@ class KeyframeWarp(nn.Module):
         Returns:
             Two (M, C, H, W) float32 maps.
         """
-        with torch.autocast(maps.device.type, enabled=False):
-            # split, not slices: the gradient of a slice writes a full map of zeros for every use
-            start, end = (flow.float().split(2, dim=1)[i] * self.unit for i in (0, 1))
-            return self._sample(maps, keys[:, 0], start), self._sample(maps, keys[:, 1], end)
+        return self.sample(maps, keys, flow.float() * self.pixel)
+
+    def sample(self, maps: Tensor, keys: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the flow times ``pixel``, float32: for a flow that was scaled before it was enlarged."""
+        # split, not slices: the gradient of a slice writes a whole map of zeros for every use
+        to_start, to_end = offset.split(2, dim=1)
+        return self._sample(maps, keys[:, 0], to_start), self._sample(maps, keys[:, 1], to_end)
 
     def _sample(self, maps: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
         grid = offset.permute(0, 2, 3, 1) + self.grid  # (M, H, W, 2)
-        return F.grid_sample(
-            maps.index_select(0, rows).float(), grid, padding_mode="border", align_corners=True
-        )
+        with torch.autocast(maps.device.type, enabled=False):
+            images = maps.index_select(0, rows).float()
+            return F.grid_sample(images, grid, padding_mode="border", align_corners=True)
 
 
 class BottleneckHead(nn.Sequential):

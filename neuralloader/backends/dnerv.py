@@ -15,6 +15,7 @@ and t is ``Units.time``.
 
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,6 @@ from neuralloader.backends.blocks import (
     TemporalMLP,
     UpsampleBlock,
 )
-
-BASE_CHANNELS = {"XS": 107, "S": 198, "M": 281, "L": 361}  # UCF101's S, M and L; XS is UVG's
-
 
 @dataclass(frozen=True)
 class DNeRVConfig:
@@ -48,6 +46,8 @@ class DNeRVConfig:
         pe_base, pe_levels: base and number of levels of the positional encoding of time.
         frames_per_clip: frames decoded together; fixed in the weights.
     """
+
+    WIDTHS: ClassVar[dict[str, int]] = {"XS": 107, "S": 198, "M": 281, "L": 361}  # XS is UVG's, the others UCF101's
 
     frame_size: tuple[int, int]
     base_channels: int
@@ -70,9 +70,9 @@ class DNeRVConfig:
             )
 
     @staticmethod
-    def preset(name: str, frame_size: tuple[int, int]) -> "DNeRVConfig":
-        """The published widths, XS to L, with strides that suit the frame."""
-        return DNeRVConfig(frame_size, BASE_CHANNELS[name], choose_strides(frame_size))
+    def of_width(width: int, frame_size: tuple[int, int]) -> "DNeRVConfig":
+        """The network with C0 = width, and strides that suit the frame."""
+        return DNeRVConfig(frame_size, width, choose_strides(frame_size))
 
     @property
     def base_size(self) -> tuple[int, int]:

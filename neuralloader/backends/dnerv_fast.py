@@ -15,6 +15,7 @@ than it cost here (docs/experiments.md), so a single frame is the unit and no pa
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,8 @@ HEAD_STRIDE = 4  # the head's PixelShuffle: from 1/4 of the frame to the frame
 TRUNK_STRIDE = 16  # the trunk starts at 1/16 of the frame
 PHASE_FREQUENCIES = (0.5, 1.0, 2.0, 3.0)  # half-turns per key interval
 MIN_SCALE = 0.05  # of the latents' Laplace model: keeps the estimate finite where a channel is unused
-GREY_CENTRE, GREY_UNIT = 127.5, 64.0  # images inside the network are (grey level - centre) / unit
-
-WIDTHS = {"XS": 24, "S": 32, "M": 56, "L": 96}  # trunk width of each preset
+CENTRE, UNIT = 0.5, 0.25  # images enter the network as (value - centre) / unit, values in 0..1
+RESIDUAL_UNIT = 0.25
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class FastDNeRVConfig:
         encoder_width: channels of the latents' encoder, which is not stored.
     """
 
+    WIDTHS: ClassVar[dict[str, int]] = {"XS": 24, "S": 32, "M": 56, "L": 96}
+
     frame_size: tuple[int, int]
     width: int
     content_channels: tuple[int, int, int]
@@ -55,9 +57,8 @@ class FastDNeRVConfig:
             raise ValueError(refuse_size(self.frame_size, TRUNK_STRIDE))
 
     @staticmethod
-    def preset(name: str, frame_size: tuple[int, int]) -> "FastDNeRVConfig":
-        """The configuration of a preset, XS to L."""
-        width = WIDTHS[name]
+    def of_width(width: int, frame_size: tuple[int, int]) -> "FastDNeRVConfig":
+        """The network with a trunk of this width."""
         return FastDNeRVConfig(frame_size, width, content_channels=(width // 2, width, width))
 
 
@@ -87,11 +88,12 @@ class LatentEncoder(nn.Module):
 
     def __init__(self, width: int, latent_channels: int):
         super().__init__()
-        self.frame = nn.Conv2d(3 * HEAD_STRIDE**2, width, 3, padding=1)
-        self.keys = nn.Conv2d(3 * HEAD_STRIDE**2, 2 * width, 3, padding=1, bias=False)
+        first = width // 2
+        self.frame = nn.Conv2d(3 * HEAD_STRIDE**2, first, 3, padding=1)
+        self.keys = nn.Conv2d(3 * HEAD_STRIDE**2, 2 * first, 3, padding=1, bias=False)
         self.body = nn.Sequential(
             nn.GELU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.Conv2d(first, width, 3, stride=2, padding=1),
             nn.GELU(),
             nn.Conv2d(width, width, 3, stride=2, padding=1),
             nn.GELU(),
@@ -137,18 +139,18 @@ class Head(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, content: Tensor, images: Tensor, keys: Tensor, phase: Tensor) -> Tensor:
-        """(M, C, H/4, W/4) -> (M, 3, H, W) in the network's grey units."""
+        """(M, C, H/4, W/4), key-frames (K, 3, H, W) in 0..1 -> (M, 3, H, W) in 0..1."""
         flow = self.flow(x)
         start, end = self.content_warp(content, keys, flow)
         x = torch.cat([x, torch.lerp(start, end, phase)], dim=1)
         y = self.out(F.gelu(self.hidden(x))).float()
         residual, flow_correction, mask = y.split(self.parts, dim=1)
-        flow = (flow.float() + flow_correction) * HEAD_STRIDE
+        offset = (flow.float() + flow_correction) * (HEAD_STRIDE * self.frame_warp.pixel)
         mask = torch.sigmoid(mask + torch.logit(phase, eps=0.02))  # starts as the plain blend by phase
-        motion = F.interpolate(torch.cat([flow, mask], dim=1), scale_factor=HEAD_STRIDE, mode="bilinear")
-        flow, mask = motion.split((4, 1), dim=1)
-        start, end = self.frame_warp(images, keys, flow)
-        return torch.lerp(start, end, mask) + F.pixel_shuffle(residual, HEAD_STRIDE)
+        motion = F.interpolate(torch.cat([offset, mask], dim=1), scale_factor=HEAD_STRIDE, mode="bilinear")
+        offset, mask = motion.split((4, 1), dim=1)
+        start, end = self.frame_warp.sample(images, keys, offset)
+        return torch.add(torch.lerp(start, end, mask), F.pixel_shuffle(residual, HEAD_STRIDE), alpha=RESIDUAL_UNIT)
 
 
 class FastDNeRV(Backend):
@@ -178,11 +180,11 @@ class FastDNeRV(Backend):
         return not name.startswith("encoder.") and name != "log_scale"
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
-        images = to_grey_units(keyframes)
+        images = keyframes.float() / 255
         return (images, *(feature.float() for feature in self.content(unshuffle(images))))
 
     def encode_latents(self, frames: Tensor, keyframes: Tensor, units: Units) -> Tensor:
-        frames, keyframes = unshuffle(to_grey_units(frames.flatten(0, 1))), unshuffle(to_grey_units(keyframes))
+        frames, keyframes = (unshuffle(images.float() / 255) for images in (frames.flatten(0, 1), keyframes))
         return self.encoder(frames, keyframes, units.keys)
 
     def latent_bits(self, latents: Tensor) -> Tensor:
@@ -201,8 +203,7 @@ class FastDNeRV(Backend):
         x = F.gelu(self.base(x))
         for stage, content in zip(self.stages, (coarse, middle), strict=True):
             x = stage(x, content, keys, phase)
-        frames = self.head(x, fine, images, keys, phase)
-        return from_grey_units(frames).unsqueeze(1)  # (N, 1, 3, H, W)
+        return self.head(x, fine, images, keys, phase).unsqueeze(1)  # (N, 1, 3, H, W)
 
     def _encode_phase(self, phase: Tensor) -> Tensor:
         """(M, 1, 1, 1) -> (M, 8, 1, 1)."""
@@ -210,19 +211,10 @@ class FastDNeRV(Backend):
         return torch.cat(waves, dim=1)
 
 
-def to_grey_units(images: Tensor) -> Tensor:
-    """uint8 grey levels -> float32 around 0, about -2 to 2."""
-    return (images.float() - GREY_CENTRE) / GREY_UNIT
-
-
-def from_grey_units(images: Tensor) -> Tensor:
-    """The network's grey units -> 0..1."""
-    return images * (GREY_UNIT / 255) + GREY_CENTRE / 255
-
-
 def unshuffle(images: Tensor) -> Tensor:
-    """(M, 3, H, W) -> (M, 48, H/4, W/4), channels last."""
-    return F.pixel_unshuffle(images, HEAD_STRIDE).contiguous(memory_format=torch.channels_last)
+    """(M, 3, H, W) in 0..1 -> (M, 48, H/4, W/4) around 0, channels last."""
+    centred = (F.pixel_unshuffle(images, HEAD_STRIDE) - CENTRE) / UNIT
+    return centred.contiguous(memory_format=torch.channels_last)
 
 
 def laplace_cdf(x: Tensor) -> Tensor:

@@ -47,10 +47,11 @@ class TrainingSet:
     ):
         self.table, self.units, self.device = table, units, device
         self.frame_size: tuple[int, int] = (frames.shape[1], frames.shape[2])
-        self._frames = torch.from_numpy(frames)
-        self._keyframes = torch.from_numpy(keyframes)
+        self._frames: np.ndarray | Tensor = frames
+        self._keyframes: np.ndarray | Tensor = keyframes
         if device.type != "cpu" and frames.nbytes + keyframes.nbytes <= RESIDENT_BYTES:
-            self._frames, self._keyframes = self._frames.to(device), self._keyframes.to(device)
+            self._frames = torch.from_numpy(np.array(frames)).to(device)
+            self._keyframes = torch.from_numpy(keyframes).to(device)
 
     @property
     def num_clips(self) -> int:
@@ -78,6 +79,10 @@ class TrainingSet:
             has_latent=torch.from_numpy(~self.table.is_key[rows.reshape(-1)]).to(self.device),
         )
 
-    def _take(self, images: Tensor, rows: np.ndarray) -> Tensor:
-        """(M, 3, H, W) uint8 on the device, a channels-last view of the stored (M, H, W, 3)."""
-        return images[torch.from_numpy(rows).to(images.device)].to(self.device).permute(0, 3, 1, 2)
+    def _take(self, images: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
+        """Rows of (n, H, W, 3) uint8 images as (M, 3, H, W) on the device, channels last in memory."""
+        if isinstance(images, np.ndarray):
+            taken = torch.from_numpy(images[rows]).to(self.device)
+        else:
+            taken = images[torch.from_numpy(rows).to(self.device)]
+        return taken.permute(0, 3, 1, 2)

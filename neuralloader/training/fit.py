@@ -133,12 +133,12 @@ def _loss(backend: Backend, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tenso
     predicted, target = predicted.float().flatten(0, 1), batch.frames.flatten(0, 1).float() / 255
     if not batch.valid.all():
         predicted, target = predicted[batch.valid], target[batch.valid]
-    loss = LOSSES[recipe.loss](predicted, target)
+    mse = squared_error(predicted, target)
+    loss = LOSSES[recipe.loss](mse, predicted, target)
     if latents is not None:
         bits = backend.latent_bits(latents) * batch.has_latent
         loss = loss + recipe.rate_weight * bits.mean() / (height * width)
-    with torch.no_grad():
-        return loss, psnr_db(squared_error(predicted, target)).mean()
+    return loss, psnr_db(mse.detach()).mean()
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from neuralloader.backends import PRESETS, Backend, network_of
+from neuralloader.backends import Backend, network_of
 from neuralloader.clips import index_corpus, index_frames, index_units
 from neuralloader.codecs.keyframes import KeyframeCodec, check_codec_available, decode_keyframes, encode_keyframes
 from neuralloader.container.index import PackIndex
@@ -20,6 +20,7 @@ from neuralloader.corpus.find import find_videos
 from neuralloader.packfile import PackDescription, build_backend, save_pack
 from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.fit import Duration, Progress, encode_latents, fit
+from neuralloader.training.memory import keep_freed_memory
 from neuralloader.training.recipes import KEY_INTERVALS, RECIPES
 from neuralloader.training.rounding import round_in_place
 
@@ -40,7 +41,7 @@ class PackSettings:
         frame_rate: frames kept per second; None keeps every frame.
         size: (height, width) that frames are resized to.
         backend, config: which network, in which configuration.
-        preset: size of the network, "XS" to "L".
+        width: size of the network: a preset, "XS" to "L", or its number of channels.
         duration: how long to train.
         seed: of everything random.
         device: where to train; None is CUDA where it is there, else the CPU.
@@ -54,7 +55,7 @@ class PackSettings:
     size: tuple[int, int] = (256, 320)
     backend: str = "dnerv"
     config: str = "fast"
-    preset: str = "S"
+    width: str | int = "S"
     duration: Duration = field(default_factory=lambda: Duration(minutes=10))
     seed: int = 0
     device: torch.device | None = None
@@ -68,11 +69,9 @@ class PackSettings:
         if (self.backend, self.config) not in RECIPES:
             known = ", ".join(f"{backend} {config}" for backend, config in RECIPES)
             raise ValueError(f"there is no configuration {self.config!r} of backend {self.backend!r}; known: {known}")
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset={self.preset!r} must be one of {', '.join(PRESETS)}")
         if self.keyframe_quality is not None and not 1 <= self.keyframe_quality <= 100:
             raise ValueError(f"keyframe_quality={self.keyframe_quality} must be 1 to 100")
-        network_of(self.backend, self.config, self.preset, self.size)  # refuses a size that the network cannot make
+        network_of(self.backend, self.config, self.width, self.size)  # refuses a size that the network cannot make
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def pack(
 ) -> PackResult:
     """Train one network on a folder of videos and store everything in one file; see ``neuralloader.pack``."""
     output = Path(output)
+    keep_freed_memory()
     check_writable(output, overwrite=settings.overwrite)
     check_codec_available(settings.keyframe_codec)
     found = find_videos(Path(source))
@@ -137,7 +137,7 @@ def _pack_frames(
     report("encode key-frames", 1, f"{len(keys)} key-frames")
 
     torch.manual_seed(settings.seed)
-    network = network_of(settings.backend, settings.config, settings.preset, settings.size)
+    network = network_of(settings.backend, settings.config, settings.width, settings.size)
     backend = build_backend(settings.backend, settings.config, network).to(device)
     units = index_units(clips, backend.frames_per_unit)
     data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device)
@@ -161,7 +161,7 @@ def _pack_frames(
         keyframe_quality=quality,
         weight_bits=settings.weight_bits,
         training={
-            "preset": settings.preset,
+            "width": settings.width,
             "seed": settings.seed,
             "minutes": settings.duration.minutes,
             "epochs": settings.duration.epochs,

@@ -48,7 +48,7 @@ FAST = Recipe(
     warmup_start=0.1,
     clips_per_step=8,
     max_gradient_norm=30.0,
-    rate_weight=16.0,
+    rate_weight=7.0,
     rounding_share=0.25,
     keyframe_quality=50,
 )
@@ -68,4 +68,4 @@ PAPER = Recipe(
 )
 
 RECIPES = {("dnerv", "fast"): FAST, ("dnerv", "paper"): PAPER}
-KEY_INTERVALS = {("dnerv", "fast"): 16, ("dnerv", "paper"): 8}  # frames between key-frames; the paper's is its clip
+KEY_INTERVALS = {("dnerv", "fast"): 8, ("dnerv", "paper"): 8}  # frames between key-frames; the paper's is its clip

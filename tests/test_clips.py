@@ -1,0 +1,157 @@
+"""The clip index against plain loops over the rules of D-NeRV: which frames, which key-frames, which times, what pads."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from neuralloader.clips import ClipTable, KeyframeTable, index_corpus, index_frames, index_units
+
+
+@dataclass
+class SlowIndex:
+    """The same as the tables, in lists: clips (video, first, valid, start key, end key), keys and frames as tuples."""
+
+    clips: list[tuple[int, int, int, int, int]]
+    keys: list[tuple[int, int]]
+    frames: list[tuple[int, int, int, tuple[int, int], float, float, bool]]
+
+
+def _index_slowly(lengths: list[int], frames_per_clip: int, key_interval: int) -> SlowIndex:
+    index = SlowIndex([], [], [])
+    for video, length in enumerate(lengths):
+        key_frames = [k for k in range(length) if k % key_interval == 0 or k == length - 1]
+        row_of = {frame: len(index.keys) + i for i, frame in enumerate(key_frames)}
+        index.keys += [(video, frame) for frame in key_frames]
+        for first in range(0, length, frames_per_clip):
+            end = min(first + frames_per_clip, length)
+            start_key = first // key_interval * key_interval
+            end_key = min(length - 1, start_key + key_interval)  # the first frame of the next interval, or the last
+            clip = len(index.clips)
+            index.clips.append((video, first, end - first, row_of[start_key], row_of[end_key]))
+            for k in range(first, end):
+                phase = (k - start_key) / max(1, end_key - start_key)
+                time = k / (length - 1) if length > 1 else 0.0
+                keys = (row_of[start_key], row_of[end_key])
+                index.frames.append((video, k, clip, keys, phase, time, k in key_frames))
+    return index
+
+
+def _check(lengths: list[int], frames_per_clip: int, key_interval: int) -> None:
+    slow = _index_slowly(lengths, frames_per_clip, key_interval)
+    clips, keys = index_corpus(np.array(lengths), frames_per_clip=frames_per_clip, key_interval=key_interval)
+    columns = (clips.video, clips.first_frame, clips.num_valid, clips.start_key, clips.end_key)
+    assert [tuple(row) for row in np.stack(columns, axis=1).tolist()] == slow.clips
+    assert [tuple(row) for row in np.stack([keys.video, keys.frame], axis=1).tolist()] == slow.keys
+    assert len(clips) == len(slow.clips)
+    assert len(keys) == len(slow.keys)
+    _check_frames(clips, keys, slow, lengths)
+    _check_units(clips, slow, frames_per_clip)
+
+
+def _check_frames(clips: ClipTable, keys: KeyframeTable, slow: SlowIndex, lengths: list[int]) -> None:
+    frames = index_frames(clips, keys)
+    assert len(frames) == len(slow.frames) == sum(lengths)
+    assert frames.phase.dtype == frames.time.dtype == np.float32
+    num_latents = 0
+    for row, (video, frame, clip, key_pair, phase, time, is_key) in enumerate(slow.frames):
+        assert (frames.video[row], frames.frame[row], frames.clip[row]) == (video, frame, clip)
+        assert tuple(frames.keys[row]) == key_pair
+        assert frames.phase[row] == np.float32(phase)
+        assert frames.time[row] == np.float32(time)
+        assert frames.is_key[row] == is_key
+        if not is_key:
+            assert frames.latent_row[row] == num_latents
+            num_latents += 1
+    assert frames.first_row.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+
+
+def _check_units(clips: ClipTable, slow: SlowIndex, frames_per_clip: int) -> None:
+    row_of = {(video, frame): row for row, (video, frame, *_) in enumerate(slow.frames)}
+    by_clip = index_units(clips, frames_per_clip)
+    assert len(by_clip) == len(slow.clips)
+    for clip, (video, first, num_valid, _, _) in enumerate(slow.clips):
+        expected = [row_of[video, first + min(i, num_valid - 1)] for i in range(frames_per_clip)]
+        assert by_clip.rows[clip].tolist() == expected, "padding repeats the last frame"
+        assert by_clip.valid[clip].tolist() == [i < num_valid for i in range(frames_per_clip)]
+    assert by_clip.first_of_clip.tolist() == list(range(len(slow.clips) + 1))
+
+    by_frame = index_units(clips, 1)
+    assert by_frame.rows.tolist() == [[row] for row in range(len(slow.frames))]
+    assert by_frame.valid.all()
+    assert by_frame.valid.shape == by_frame.rows.shape
+    for clip in range(len(slow.clips)):
+        a, b = by_frame.first_of_clip[clip : clip + 2]
+        assert {slow.frames[row][2] for row in range(a, b)} == {clip}
+    assert by_frame.first_of_clip[-1] == len(slow.frames)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    frames_per_clip=st.integers(1, 9),
+    clips_per_key=st.integers(1, 4),
+)
+@example(lengths=[1, 8, 9, 14, 17], frames_per_clip=8, clips_per_key=1)
+@example(lengths=[1, 8, 9, 14, 16, 17, 33], frames_per_clip=8, clips_per_key=2)
+def test_against_plain_loops(lengths: list[int], frames_per_clip: int, clips_per_key: int) -> None:
+    _check(lengths, frames_per_clip, frames_per_clip * clips_per_key)
+
+
+@pytest.mark.parametrize("length", range(1, 42))
+def test_neighbouring_clips_share_a_key_frame(length: int) -> None:
+    clips, keys = index_corpus(np.array([length]), frames_per_clip=8, key_interval=8)
+    num_clips = -(-length // 8)
+    assert len(clips) == num_clips
+    assert len(keys) == (num_clips if length % 8 == 1 else num_clips + 1)
+    assert clips.end_key[:-1].tolist() == clips.start_key[1:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("length", "key_frames", "last_pair", "last_phases"),
+    [  # the examples of the paper's index, counted from 0
+        (1, [0], [0, 0], [0]),
+        (8, [0, 7], [0, 7], [i / 7 for i in range(8)]),
+        (9, [0, 8], [8, 8], [0]),
+        (14, [0, 8, 13], [8, 13], [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (17, [0, 8, 16], [16, 16], [0]),
+    ],
+)
+def test_the_published_examples(
+    length: int, key_frames: list[int], last_pair: list[int], last_phases: list[float]
+) -> None:
+    clips, keys = index_corpus(np.array([length]), frames_per_clip=8, key_interval=8)
+    frames = index_frames(clips, keys)
+    assert keys.frame.tolist() == key_frames
+    assert keys.frame[[clips.start_key[-1], clips.end_key[-1]]].tolist() == last_pair
+    last = frames.clip == len(clips) - 1
+    np.testing.assert_allclose(frames.phase[last], last_phases, rtol=1e-6)
+    if length > 8:
+        np.testing.assert_allclose(frames.phase[:8], np.arange(8) / 8)
+    np.testing.assert_allclose(frames.time, np.arange(length) / max(1, length - 1), rtol=1e-6)
+
+
+def test_padding_stays_at_the_last_frame_and_its_phase() -> None:
+    clips, keys = index_corpus(np.array([14]), frames_per_clip=8, key_interval=8)
+    frames, units = index_frames(clips, keys), index_units(clips, 8)
+    assert units.rows[1].tolist() == [8, 9, 10, 11, 12, 13, 13, 13]
+    np.testing.assert_allclose(frames.phase[units.rows[1]], [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1], rtol=1e-6)
+
+
+def test_a_corpus_without_videos() -> None:
+    clips, keys = index_corpus(np.array([], np.int64), frames_per_clip=8, key_interval=8)
+    frames = index_frames(clips, keys)
+    assert (len(clips), len(keys), len(frames), len(index_units(clips, 8)), len(index_units(clips, 1))) == (0,) * 5
+
+
+@pytest.mark.parametrize(("frames_per_clip", "key_interval"), [(8, 12), (8, 4), (8, 0), (0, 8), (8, -8), (-1, 8)])
+def test_intervals_that_do_not_fit(frames_per_clip: int, key_interval: int) -> None:
+    text = f"key_interval={key_interval} must be a positive multiple of frames_per_clip={frames_per_clip}"
+    with pytest.raises(ValueError, match=text):
+        index_corpus(np.array([5]), frames_per_clip=frames_per_clip, key_interval=key_interval)
+
+
+def test_a_video_without_frames_is_named() -> None:
+    with pytest.raises(ValueError, match="video 1 has 0 frames; every video needs one"):
+        index_corpus(np.array([3, 0, 2]), frames_per_clip=8, key_interval=8)
