@@ -1,7 +1,7 @@
 """neuralloader: video corpora as one neural network, decoded on the fly inside a PyTorch training loop.
 
-    neuralloader.pack("videos/", "videos.nvpack")
-    dataset = neuralloader.NeuralVideoDataset("videos.nvpack")
+neuralloader.pack("videos/", "videos.nvpack")
+dataset = neuralloader.NeuralVideoDataset("videos.nvpack")
 """
 
 import importlib

@@ -97,7 +97,7 @@ def _pack(options: argparse.Namespace) -> None:
         size=options.size,
         backend=options.backend,
         config=options.config,
-        width=options.width or options.preset,
+        width=options.preset if options.width is None else options.width,
         duration=Duration(minutes=options.minutes, epochs=options.epochs),
         seed=options.seed,
         device=_device(options.device),
@@ -221,5 +221,3 @@ class StageBars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
-
-

@@ -1,13 +1,12 @@
-"""``neuralloader demo``: the whole story on a generated corpus. Videos, pack, batches, a classifier, a contact sheet."""
+"""``neuralloader demo``: the whole story on a generated corpus: videos, pack, batches, classifier, contact sheet."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 

@@ -435,7 +435,9 @@ def test_latents_of_too_few_channels(fast_pack: tiny.TinyPack, tmp_path: Path) -
 def test_a_pack_without_videos(paper_pack: tiny.TinyPack, tmp_path: Path) -> None:
     reader = PackReader(paper_pack.path)
     tables = [name for name in reader.tensor_names if name.split(".")[0] in ("videos", "clips", "keys")]
-    tensors = {name: reader.tensor(name)[:0] for name in [*tables, "keyframes.size", "keyframes.crc32", "keyframes.data"]}
+    tensors = {
+        name: reader.tensor(name)[:0] for name in [*tables, "keyframes.size", "keyframes.crc32", "keyframes.data"]
+    }
     path = _rewrite(paper_pack.path, tmp_path / "empty.nvpack", tensors=tensors)
     with pytest.raises(PackError, match=r"empty\.nvpack: it holds no video"):
         open_pack(path)
@@ -455,5 +457,7 @@ def test_a_newer_version_is_refused_by_name(paper_pack: tiny.TinyPack, tmp_path:
     new += b" " * (-len(new) % 8)
     path = tmp_path / "newer.nvpack"
     path.write_bytes(len(new).to_bytes(8, "little") + new + data[8 + size :])
-    with pytest.raises(PackVersionError, match=r"newer\.nvpack: the pack has format version 2, this neuralloader reads"):
+    with pytest.raises(
+        PackVersionError, match=r"newer\.nvpack: the pack has format version 2, this neuralloader reads"
+    ):
         open_pack(path)

@@ -31,6 +31,7 @@ from neuralloader.backends.blocks import (
     UpsampleBlock,
 )
 
+
 @dataclass(frozen=True)
 class DNeRVConfig:
     """What makes a paper D-NeRV; stored in the pack.
@@ -191,7 +192,7 @@ class DNeRV(Backend):
 
     def _base_map(self, features: Tensor, units: Units) -> Tensor:
         """M_0: (N * T, C0 + key_channels, h, w), normalised over time and space."""
-        num_units, frames = units.time.shape
+        frames = self.frames_per_unit
         height, width = self.config.base_size
         stem = self.stem(self.encode_time(units.time)).float()
         stem = stem.unflatten(-1, (self.config.base_channels, height, width))  # (N, T, C0, h, w)

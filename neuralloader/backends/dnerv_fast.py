@@ -82,8 +82,8 @@ class ContentEncoder(nn.Module):
 class LatentEncoder(nn.Module):
     """Latent of a frame, given its two key-frames. Needed while packing only.
 
-    The first convolution sees frame and keys side by side; being linear, it is split so that the share of a key-frame is
-    computed once and added to every frame that leans on it.
+    The first convolution sees frame and keys side by side; being linear, it is split so that the share of a key-frame
+    is computed once and added to every frame that leans on it.
     """
 
     def __init__(self, width: int, latent_channels: int):

@@ -41,6 +41,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         FileNotFoundError: there is no such file.
         PackError: the file is no pack, or is damaged.
         ValueError: an argument is out of range.
+        TypeError: a number of frames that is no whole number.
     """
 
     def __init__(
@@ -54,16 +55,16 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         return_info: bool = False,
     ):
         step = frames_per_clip if step_between_clips is None else step_between_clips
-        for name, value in (("frames_per_clip", frames_per_clip), ("step_between_clips", step)):
-            if operator.index(value) < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
+        self.frames_per_clip = _checked_count("frames_per_clip", frames_per_clip)
+        self.step_between_clips = _checked_count("step_between_clips", step)
         self.pack = Pack(path)
-        self.frames_per_clip, self.step_between_clips = frames_per_clip, step
         self.device = None if device is None else _checked_device(device)
         self.transform, self.return_info = transform, return_info
         self.classes: list[str] = list(self.pack.description.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        self._windows = all_windows(self.pack.frames, frames_per_clip=frames_per_clip, step_between_clips=step)
+        self._windows = all_windows(
+            self.pack.frames, frames_per_clip=self.frames_per_clip, step_between_clips=self.step_between_clips
+        )
         self._labels = np.array([video.label for video in self.pack.index.videos], np.int64)[self._windows.video]
         self._decoder: Decoder | None = None
 
@@ -135,6 +136,16 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
 
 def _use_cuda(in_worker: bool) -> bool:
     return not in_worker and torch.cuda.is_available()
+
+
+def _checked_count(name: str, value: int) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} must be a whole number") from None
+    if count < 1:
+        raise ValueError(f"{name}={value} must be 1 or more")
+    return count
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

@@ -40,7 +40,6 @@ class Decoder:
         pixels = PIXELS_PER_STEP.get(device.type, PIXELS_PER_STEP["cpu"])
         self._units_per_step = max(1, pixels // (self._backend.frames_per_unit * height * width))
 
-    @torch.inference_mode()
     def decode(self, rows: np.ndarray) -> Tensor:
         """Decode frames; each unit they need is decoded once.
 
@@ -69,6 +68,7 @@ class Decoder:
             frames[target] = decoded.index_select(0, source)
         return frames
 
+    @torch.inference_mode()  # only here: its tensors cannot be changed in place, and transforms do that
     def _decode_units(self, unit_rows: np.ndarray) -> Tensor:
         """(n,) rows of the unit table -> (n * T, 3, H, W) uint8."""
         table = self._pack.frames

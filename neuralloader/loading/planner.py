@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralloader.clips import ClipTable, FrameTable, UnitTable
+from neuralloader.clips import FrameTable, UnitTable
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def all_windows(frames: FrameTable, *, frames_per_clip: int, step_between_clips:
     return ClipWindows(video, number * step_between_clips)
 
 
-def window_rows(
-    windows: ClipWindows, items: np.ndarray, frames: FrameTable, frames_per_clip: int
-) -> np.ndarray:
+def window_rows(windows: ClipWindows, items: np.ndarray, frames: FrameTable, frames_per_clip: int) -> np.ndarray:
     """Rows of the frame table for some windows: (len(items), frames_per_clip) int64, the last frame repeated."""
     video = windows.video[items]
     wanted = windows.start[items][:, None] + np.arange(frames_per_clip)

@@ -64,7 +64,8 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         "weight_bits": description.weight_bits,
         "size_bytes": pack.size_bytes,
         "bits_per_pixel": bits_per_pixel(pack.size_bytes, len(pack.frames), description.frame_size),
-        **description.quality,
+        "psnr_db": description.quality.get("psnr_db"),
+        "worst_psnr_db": description.quality.get("worst_psnr_db"),
         "ledger": pack.reader.ledger(),
         "training": dict(description.training),
         "skipped": [{"path": source.name, "reason": source.reason} for source in index.skipped],
@@ -78,11 +79,11 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     classes = f"{len(facts['classes'])} classes: {', '.join(facts['classes'])}" if facts["classes"] else "no classes"
     lines = [
         f"{facts['path']}: {facts['backend']} ({facts['config']}), {facts['num_parameters']:,} parameters",
-        f"{facts['num_videos']} videos, {classes}",
+        f"{facts['num_videos']} video{'s' * (facts['num_videos'] != 1)}, {classes}",
         f"{facts['num_frames']} frames of {height}x{width} at {rate}, in {facts['num_clips']} clips of "
         f"{facts['frames_per_clip']}; {facts['num_keyframes']} key-frames ({facts['keyframe_codec']}, "
         f"quality {facts['keyframe_quality']})",
-        f"{facts['psnr_db']:.2f} dB PSNR (worst frame {facts['worst_psnr_db']:.2f}) at "
+        f"PSNR {_decibels(facts['psnr_db'])}, worst frame {_decibels(facts['worst_psnr_db'])}, at "
         f"{facts['bits_per_pixel']:.4f} bits per pixel",
         "",
         *ledger_lines(facts["ledger"]),
@@ -91,3 +92,7 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
         lines += ["", f"{len(facts['skipped'])} sources skipped:"]
         lines += [f"  {source['path']}: {source['reason']}" for source in facts["skipped"]]
     return lines
+
+
+def _decibels(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} dB"

@@ -113,7 +113,9 @@ def fit(
             optimizer.step(done)
             running_psnr.add(frame_psnr)
         elif bad_steps == MAX_BAD_STEPS:
-            raise TrainingDiverged(f"training diverged after {clock.steps} steps: {bad_steps} losses in a row were not finite")
+            raise TrainingDiverged(
+                f"training diverged after {clock.steps} steps: {bad_steps} losses in a row were not finite"
+            )
         clock.steps += 1
         on_progress(Progress(clock.done(), clock.steps, running_psnr.value, clock.seconds_left()))
     backend.eval()

@@ -27,7 +27,10 @@ class MatrixOptimizer:
         for weight, view in self._views:
             assert view.data_ptr() == weight.data_ptr(), "a flat view must share the weight's memory"
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=0), recipe.learning_rate)
+            (
+                torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=0),
+                recipe.learning_rate,
+            )
         ]
         if self._views:
             rate = recipe.matrix_learning_rate

@@ -13,7 +13,7 @@ import torch
 from neuralloader.backends import Backend, network_of
 from neuralloader.clips import index_corpus, index_frames, index_units
 from neuralloader.codecs.keyframes import KeyframeCodec, check_codec_available, decode_keyframes, encode_keyframes
-from neuralloader.container.index import PackIndex
+from neuralloader.container.index import PackIndex, index_to_tensors
 from neuralloader.container.writer import check_writable
 from neuralloader.corpus.cache import Ingested, ingest
 from neuralloader.corpus.find import find_videos
@@ -25,7 +25,9 @@ from neuralloader.training.recipes import KEY_INTERVALS, RECIPES
 from neuralloader.training.rounding import round_in_place
 
 FRAMES_PER_CLIP = 8  # the paper's; its networks have it in their weights
+WEIGHT_BITS = 8
 UNITS_PER_BATCH = 64  # while encoding latents
+KEYFRAMES_PER_BATCH = 64  # while encoding key-frames
 
 Stage = Literal["read videos", "encode key-frames", "train", "encode latents", "measure"]
 Report = Callable[[Stage, float, str], None]  # stage, share of it that is done, a few words to show
@@ -63,7 +65,6 @@ class PackSettings:
     keyframe_codec: KeyframeCodec = "avif"
     keyframe_quality: int | None = None
     overwrite: bool = False
-    weight_bits: int = 8
 
     def __post_init__(self) -> None:
         if (self.backend, self.config) not in RECIPES:
@@ -130,11 +131,11 @@ def _pack_frames(
     clips, keys = index_corpus(num_frames, frames_per_clip=FRAMES_PER_CLIP, key_interval=key_interval)
     table = index_frames(clips, keys)
 
-    report("encode key-frames", 0, f"{len(keys)} key-frames")
-    originals = corpus.frames[table.first_row[keys.video] + keys.frame]
-    keyframes = encode_keyframes(list(originals), settings.keyframe_codec, quality)
-    decoded_keyframes = decode_keyframes(keyframes, settings.keyframe_codec, settings.size)
-    report("encode key-frames", 1, f"{len(keys)} key-frames")
+    index = PackIndex(tuple(corpus.videos), tuple(corpus.skipped), clips, keys)
+    index_to_tensors(index)  # refuses names that no pack can hold, before hours of training
+
+    key_rows = table.first_row[keys.video] + keys.frame
+    keyframes, decoded_keyframes = _encode_keyframes(corpus.frames, key_rows, settings.keyframe_codec, quality, report)
 
     torch.manual_seed(settings.seed)
     network = network_of(settings.backend, settings.config, settings.width, settings.size)
@@ -144,7 +145,7 @@ def _pack_frames(
     steps = _train(backend, data, settings, report)
 
     report("encode latents", 0, "")
-    round_in_place(backend, settings.weight_bits)
+    round_in_place(backend, WEIGHT_BITS)
     latents = encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH)
     report("encode latents", 1, "")
 
@@ -159,7 +160,7 @@ def _pack_frames(
         classes=classes,
         keyframe_codec=settings.keyframe_codec,
         keyframe_quality=quality,
-        weight_bits=settings.weight_bits,
+        weight_bits=WEIGHT_BITS,
         training={
             "width": settings.width,
             "seed": settings.seed,
@@ -169,21 +170,35 @@ def _pack_frames(
         },
         quality={},
     )
-    index = PackIndex(tuple(corpus.videos), tuple(corpus.skipped), clips, keys)
     with tempfile.TemporaryDirectory(prefix="neuralloader-") as folder:  # the manifest says what a reader gets
         trial = Path(folder) / "trial.nvpack"
         save_pack(trial, description, index, backend, keyframes, latents)
         measured = measure(trial, corpus.frames, device, lambda done: report("measure", done, ""))
     description = replace(description, quality=measured)
-    size_bytes = save_pack(
-        output, description, index, backend, keyframes, latents, overwrite=settings.overwrite
-    )
+    size_bytes = save_pack(output, description, index, backend, keyframes, latents, overwrite=settings.overwrite)
     return PackResult(output, size_bytes, measured["psnr_db"], steps)
+
+
+def _encode_keyframes(
+    frames: np.ndarray, rows: np.ndarray, codec: KeyframeCodec, quality: int, report: Report
+) -> tuple[list[bytes], np.ndarray]:
+    """Key-frames as files, and as (num_keys, H, W, 3) uint8 decoded back: what the network will see."""
+    files: list[bytes] = []
+    decoded = np.empty((len(rows), *frames.shape[1:]), np.uint8)
+    for start in range(0, len(rows), KEYFRAMES_PER_BATCH):
+        report("encode key-frames", start / len(rows), f"{start} of {len(rows)}")
+        batch = encode_keyframes(list(frames[rows[start : start + KEYFRAMES_PER_BATCH]]), codec, quality)
+        decoded[start : start + len(batch)] = decode_keyframes(batch, codec, frames.shape[1:3])
+        files += batch
+    report("encode key-frames", 1, f"{len(rows)} of {len(rows)}")
+    return files, decoded
 
 
 def _train(backend: Backend, data: TrainingSet, settings: PackSettings, report: Report) -> int:
     def show(progress: Progress) -> None:
-        left = f"{progress.seconds_left:.0f} s" if progress.seconds_left < 600 else f"{progress.seconds_left / 60:.0f} min"
+        left = (
+            f"{progress.seconds_left:.0f} s" if progress.seconds_left < 600 else f"{progress.seconds_left / 60:.0f} min"
+        )
         report("train", progress.done, f"{progress.psnr_db:.2f} dB, step {progress.step}, {left} left")
 
     return fit(
@@ -192,7 +207,6 @@ def _train(backend: Backend, data: TrainingSet, settings: PackSettings, report: 
         RECIPES[settings.backend, settings.config],
         settings.duration,
         seed=settings.seed,
-        weight_bits=settings.weight_bits,
+        weight_bits=WEIGHT_BITS,
         on_progress=show,
     )
-

@@ -34,7 +34,7 @@ class Recipe:
     keyframe_quality: int
 
     def rate_factor(self, progress: float) -> float:
-        """Factor on the learning rates when ``progress`` (0 to 1) of the training is done: warm-up, then cosine to 0."""
+        """Factor on the learning rates when ``progress`` (0 to 1) is behind us: warm-up, then cosine to 0."""
         if progress < self.warmup:
             return self.warmup_start + (1 - self.warmup_start) * progress / self.warmup
         return (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2

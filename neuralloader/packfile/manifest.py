@@ -1,0 +1,156 @@
+"""What a pack says about itself: the manifest as a checked record, and back.
+
+A manifest may come from a stranger: every field is checked for type and bounds before anything is built from it.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neuralloader.backends import BACKENDS
+from neuralloader.codecs.keyframes import KeyframeCodec
+from neuralloader.errors import PackError
+
+MAX_SIDE = 16384  # pixels of a frame's side
+MAX_SETTING = 1 << 20  # any number in a network's record
+MAX_FRAMES_PER_CLIP = 256
+
+
+@dataclass(frozen=True)
+class PackDescription:
+    """What the manifest says about a pack, beside its tensors.
+
+    Attributes:
+        backend: name of the backend, such as "dnerv".
+        config: name of its configuration, "fast" or "paper".
+        network: the frozen record that its network is built from.
+        frame_size: (height, width) of every frame in pixels.
+        frames_per_clip: frames in a clip.
+        key_interval: frames between key-frames.
+        frame_rate: stored frames per second that were asked for; None is every frame of the source.
+        classes: class names that labels index.
+        keyframe_codec, keyframe_quality: how key-frames are compressed.
+        weight_bits: bits of a weight's code.
+        training: how it was trained, as plain JSON values.
+        quality: measured on the finished file, as plain JSON values; empty until then.
+    """
+
+    backend: str
+    config: str
+    network: Any
+    frame_size: tuple[int, int]
+    frames_per_clip: int
+    key_interval: int
+    frame_rate: float | None
+    classes: tuple[str, ...]
+    keyframe_codec: KeyframeCodec
+    keyframe_quality: int
+    weight_bits: int
+    training: Mapping[str, Any]
+    quality: Mapping[str, Any]
+
+
+def write_description(description: PackDescription) -> dict[str, Any]:
+    """The manifest's fields, as JSON values."""
+    return dataclasses.asdict(description)
+
+
+def read_description(manifest: Mapping[str, Any]) -> PackDescription:
+    """Check the manifest's part, field by field."""
+    backend, config = _field(manifest, "backend", str), _field(manifest, "config", str)
+    if (backend, config) not in BACKENDS:
+        known = ", ".join(f"{b} {c}" for b, c in BACKENDS)
+        raise PackError(f"the pack needs the backend {backend!r:.200} ({config:.200}); this version knows {known}")
+    frame_size = _pair(manifest, "frame_size", MAX_SIDE)
+    network = _read_network(BACKENDS[backend, config][0], _field(manifest, "network", dict))
+    if network.frame_size != frame_size:
+        raise PackError(f"frame_size {frame_size} is not that of the network, {network.frame_size}")
+    frame_rate = manifest.get("frame_rate")
+    if frame_rate is not None and not (type(frame_rate) in (int, float) and 0 < frame_rate < 1e6):
+        raise PackError(f"frame_rate {frame_rate!r:.200} must be above 0, or null")
+    classes = _field(manifest, "classes", list)
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+        raise PackError("classes must be texts, each of them once")
+    frames_per_clip = _number(manifest, "frames_per_clip", 1, MAX_FRAMES_PER_CLIP)
+    if getattr(network, "frames_per_clip", frames_per_clip) != frames_per_clip:
+        raise PackError(f"frames_per_clip {frames_per_clip} is not that of the network, {network.frames_per_clip}")
+    key_interval = _field(manifest, "key_interval", int)
+    if key_interval < 1 or key_interval % frames_per_clip:
+        raise PackError(f"key_interval {key_interval} must be a multiple of the {frames_per_clip} frames of a clip")
+    quality = _field(manifest, "quality", dict)
+    if not all(type(value) in (int, float) for value in quality.values()):
+        raise PackError(f"quality of the manifest must hold numbers only, not {quality!r}")
+    codec = _field(manifest, "keyframe_codec", str)
+    if codec not in typing.get_args(KeyframeCodec):
+        known = ", ".join(typing.get_args(KeyframeCodec))
+        raise PackError(f"key-frame codec {codec!r:.200} is unknown; this version knows {known}")
+    quality = _field(manifest, "quality", dict)
+    for name, value in quality.items():
+        if type(value) not in (int, float):
+            raise PackError(f"quality of the manifest must hold numbers, not {value!r:.200} for {name!r:.200}")
+    return PackDescription(
+        backend=backend,
+        config=config,
+        network=network,
+        frame_size=frame_size,
+        frames_per_clip=frames_per_clip,
+        key_interval=key_interval,
+        frame_rate=frame_rate,
+        classes=tuple(classes),
+        keyframe_codec=typing.cast(KeyframeCodec, codec),
+        keyframe_quality=_number(manifest, "keyframe_quality", 0, 100),
+        weight_bits=_number(manifest, "weight_bits", 2, 8),
+        training=_field(manifest, "training", dict),
+        quality=quality,
+    )
+
+
+def _read_network(record: type[Any], values: Mapping[str, Any]) -> Any:
+    """The record of a network from JSON: every field there, of its type, and no number out of bounds."""
+    hints = typing.get_type_hints(record)
+    names = sorted(field.name for field in dataclasses.fields(record))
+    if sorted(values) != names:
+        raise PackError(f"the network's record has {sorted(values)!r:.400}, where {names} belong")
+    settings = {name: _setting(name, value, hints[name]) for name, value in values.items()}
+    try:
+        return record(**settings)
+    except ValueError as error:
+        raise PackError(f"the network's record is impossible: {error}") from error
+
+
+def _setting(name: str, value: Any, hint: Any) -> Any:
+    """One value of a configuration: an int, a float, or a tuple of them."""
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, list) or not 1 <= len(value) <= 16:
+            raise PackError(f"{name} of the network must be a short list, not {value!r:.200}")
+        if kinds[-1] is not Ellipsis and len(kinds) != len(value):
+            raise PackError(f"{name} of the network must have {len(kinds)} numbers, not {len(value)}")
+        return tuple(_setting(name, part, kinds[0]) for part in value)
+    is_number = isinstance(value, int) or (hint is float and isinstance(value, float))
+    if not is_number or isinstance(value, bool) or not abs(value) <= MAX_SETTING or (hint is int and value < 1):
+        raise PackError(f"{name} of the network must be 1 to {MAX_SETTING}, not {value!r:.200}")
+    return hint(value)
+
+
+def _field(manifest: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    value = manifest.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PackError(f"{name} of the manifest must be {kind.__name__}, not {value!r:.200}")
+    return value
+
+
+def _number(manifest: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = _field(manifest, name, int)
+    if not least <= value <= most:
+        raise PackError(f"{name} {value} must be {least} to {most}")
+    return value
+
+
+def _pair(manifest: Mapping[str, Any], name: str, most: int) -> tuple[int, int]:
+    value = _field(manifest, name, list)
+    if len(value) != 2 or not all(type(side) is int and 1 <= side <= most for side in value):
+        raise PackError(f"{name} of the manifest must be two numbers from 1 to {most}, not {value!r:.200}")
+    return value[0], value[1]

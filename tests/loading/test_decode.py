@@ -1,0 +1,166 @@
+"""The decoder: the same frames whatever the batch, each key-frame read once, and the paper's padding put back."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from neuralloader.backends import Units
+from neuralloader.backends.precision import autocast
+from neuralloader.loading import decode
+from neuralloader.loading.decode import Decoder, to_uint8
+from neuralloader.metrics.quality import psnr_db
+from neuralloader.packfile import Pack, open_pack
+
+CPU = torch.device("cpu")
+FOURTEEN = list(tiny.CORPUS).index("right/fourteen.avi")
+
+
+@pytest.fixture
+def pack(any_pack: tiny.TinyPack) -> Pack:
+    return open_pack(any_pack.path)
+
+
+def _differ_by(a: Tensor, b: Tensor) -> int:
+    return int((a.short() - b.short()).abs().max())
+
+
+def test_frames_look_like_their_originals(any_pack: tiny.TinyPack, pack: Pack) -> None:
+    decoded = Decoder(pack, CPU).decode(np.arange(len(pack.frames)))
+    assert decoded.dtype == torch.uint8
+    assert decoded.shape == (32, 3, *tiny.SIZE)
+    quality = psnr_db(decoded, torch.from_numpy(any_pack.originals).permute(0, 3, 1, 2))
+    assert quality.mean() > 22
+    worse = psnr_db(decoded, torch.from_numpy(np.roll(any_pack.originals, 1, axis=0)).permute(0, 3, 1, 2))
+    assert quality.mean() > worse.mean() + 3, "a neighbour fits as well: this would prove nothing"
+
+
+def test_batches_equal_single_frames_within_a_grey_level(pack: Pack) -> None:
+    decoder = Decoder(pack, CPU)
+    rows = np.random.default_rng(0).permutation(len(pack.frames))
+    together = decoder.decode(rows)
+    for row, frame in zip(rows, together, strict=True):
+        assert _differ_by(decoder.decode(np.array([row]))[0], frame) <= 1
+
+
+def test_rows_may_repeat_and_come_in_any_order(pack: Pack) -> None:
+    decoder = Decoder(pack, CPU)
+    rows = np.array([20, 3, 3, 31, 0, 20])
+    frames = decoder.decode(rows)
+    assert torch.equal(frames[1], frames[2])
+    assert torch.equal(frames[0], frames[5])
+    assert _differ_by(frames[[4, 3]], decoder.decode(np.array([0, 31]))) <= 1
+    assert decoder.decode(np.array([], dtype=np.int64)).shape == (0, 3, *tiny.SIZE)
+
+
+@pytest.mark.parametrize("units_per_step", [1, 3])
+def test_small_steps_give_the_same_frames(pack: Pack, monkeypatch: pytest.MonkeyPatch, units_per_step: int) -> None:
+    rows = np.random.default_rng(1).integers(0, len(pack.frames), 40)
+    whole = Decoder(pack, CPU).decode(rows)
+    frames_per_unit = 8 if pack.description.config == "paper" else 1
+    pixels = units_per_step * frames_per_unit * tiny.SIZE[0] * tiny.SIZE[1]
+    monkeypatch.setitem(decode.PIXELS_PER_STEP, "cpu", pixels)
+    calls: list[int] = []
+    decoder = Decoder(pack, CPU)
+    original: Callable[[np.ndarray], Tensor] = decoder._decode_units
+    monkeypatch.setattr(decoder, "_decode_units", lambda units: calls.append(len(units)) or original(units))
+    assert _differ_by(decoder.decode(rows), whole) <= 1
+    assert max(calls) == units_per_step, "the bound on what is decoded at a time"
+    assert len(calls) > 1
+
+
+def _count_keyframes(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of all key-frames that are decoded from now on."""
+    read: list[int] = []
+    original = Pack.keyframes
+    monkeypatch.setattr(Pack, "keyframes", lambda self, rows: read.extend(rows.tolist()) or original(self, rows))
+    return read
+
+
+def test_no_key_frame_is_decoded_twice(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = _count_keyframes(pack, monkeypatch)
+    decoder = Decoder(pack, CPU)
+    for row in range(len(pack.frames)):
+        decoder.decode(np.array([row]))
+    decoder.decode(np.arange(len(pack.frames)))
+    assert sorted(read) == list(range(len(pack.index.keys)))
+
+
+def test_only_the_key_frames_needed_are_decoded(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = _count_keyframes(pack, monkeypatch)
+    row = int(pack.frames.first_row[FOURTEEN]) + 10
+    Decoder(pack, CPU).decode(np.array([row]))
+    assert sorted(read) == sorted(set(pack.frames.keys[row].tolist()))
+
+
+def test_without_a_cache_frames_stay_the_same(pack: Pack) -> None:
+    rows = np.arange(0, len(pack.frames), 3)
+    assert torch.equal(Decoder(pack, CPU, cache_bytes=0).decode(rows), Decoder(pack, CPU).decode(rows))
+
+
+def test_frames_can_be_changed_in_place(pack: Pack) -> None:
+    """Transforms do so; tensors made in inference mode would refuse."""
+    frames = Decoder(pack, CPU).decode(np.arange(3))
+    frames[:, :, 0] = 0
+    frames.add_(1)
+    assert not frames.is_inference()
+    assert not frames.requires_grad
+
+
+# --- the paper's padding --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_padded_clip_is_decoded_with_its_padding(paper_pack: tiny.TinyPack) -> None:
+    """Both clips of the video of 14 frames, through units built by hand from the reference's formulas."""
+    pack = open_pack(paper_pack.path)
+    backend = pack.load_backend()
+    first_key = int(np.flatnonzero(pack.index.keys.video == FOURTEEN)[0])
+    assert pack.index.keys.frame[first_key : first_key + 3].tolist() == [0, 8, 13]
+    keyframes = torch.from_numpy(pack.keyframes(np.arange(first_key, first_key + 3))).permute(0, 3, 1, 2)
+    frame = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 13, 13]])
+    units = Units(
+        keys=torch.tensor([[0, 1], [1, 2]]),
+        phase=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 5, 5]]) / torch.tensor([[8], [5]]),
+        time=frame / 13,
+    )
+    torch.testing.assert_close(units.phase[1], torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1]))
+    with autocast(CPU):
+        clips = to_uint8(backend.decode(backend.encode_keyframes(keyframes), units, None))
+    by_hand = torch.cat([clips[0], clips[1, :6]])
+
+    first = int(pack.frames.first_row[FOURTEEN])
+    decoder = Decoder(pack, CPU)
+    assert _differ_by(decoder.decode(np.arange(first, first + 14)), by_hand) <= 1
+    for k in (8, 13):  # alone, the rest of the clip is still decoded around it
+        assert _differ_by(decoder.decode(np.array([first + k]))[0], by_hand[k]) <= 1
+
+    # it would show: the same clip with other padding gives other frames
+    phase, time = units.phase[1:].clone(), units.time[1:].clone()
+    phase[:, 6:], time[:, 6:] = 0, 0
+    with autocast(CPU):
+        wrong = backend.decode(backend.encode_keyframes(keyframes), Units(units.keys[1:], phase, time), None)
+    assert _differ_by(to_uint8(wrong)[0, :6], by_hand[8:]) > 1
+
+
+@pytest.mark.parametrize(
+    ("value", "level"),
+    [
+        (0.0, 0),
+        (1.0, 255),
+        (-0.3, 0),
+        (1.7, 255),
+        (0.5, 128),
+        (127.4 / 255, 127),
+        (127.6 / 255, 128),
+        (254.5 / 255, 254),
+    ],
+)
+def test_grey_levels_are_rounded_and_clamped(value: float, level: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        levels = to_uint8(torch.full((1, 3, 2, 2), value, dtype=dtype))
+        assert levels.dtype == torch.uint8
+        assert levels.unique().tolist() == [level]

@@ -1,0 +1,20 @@
+"""Bits per pixel, and the ledger as people read it."""
+
+import pytest
+
+from neuralloader.metrics.rate import bits_per_pixel, ledger_lines
+
+
+def test_bits_per_pixel_are_all_bits_over_all_pixels() -> None:
+    assert bits_per_pixel(1000, 10, (20, 40)) == pytest.approx(1.0)
+    assert bits_per_pixel(1, 1, (1, 1)) == 8
+
+
+def test_the_ledger_is_sorted_and_ends_in_the_sum() -> None:
+    lines = ledger_lines({"header": 250, "weights": 1_000_000, "latents": 0, "keyframes": 999_750})
+    assert [line.split()[0] for line in lines] == ["weights", "keyframes", "header", "latents", "total"]
+    assert "1,000,000 bytes" in lines[0]
+    assert lines[0].split()[-1] == "50.0%"
+    assert "2,000,000 bytes" in lines[-1]
+    assert lines[-1].split()[-1] == "100.0%"
+    assert len({len(line) for line in lines}) == 1, "aligned"

@@ -1,0 +1,91 @@
+"""What is told about a pack: every key of it, and figures that belong to the file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from neuralloader.packfile import open_pack
+from neuralloader.report.measure import describe_pack, info_lines, measure_quality
+
+KEYS = {
+    *("path", "backend", "config", "network", "num_videos", "num_clips", "num_frames", "num_keyframes"),
+    *("num_parameters", "classes", "frame_size", "frame_rate", "frames_per_clip", "key_interval", "keyframe_codec"),
+    *("keyframe_quality", "weight_bits", "size_bytes", "bits_per_pixel", "psnr_db", "worst_psnr_db", "ledger"),
+    *("training", "skipped"),
+}
+
+
+def test_a_description(any_pack: tiny.TinyPack) -> None:
+    facts = describe_pack(open_pack(any_pack.path))
+    assert json.loads(json.dumps(facts, allow_nan=False)) == json.loads(json.dumps(facts)), "plain JSON"
+    assert set(facts) >= KEYS
+    assert facts["backend"] == "dnerv"
+    assert facts["config"] == any_pack.config
+    assert (facts["num_videos"], facts["num_clips"], facts["num_frames"]) == (4, 6, 32)
+    assert facts["classes"] == ["left", "right"]
+    assert facts["frame_size"] == list(tiny.SIZE)
+    assert facts["frame_rate"] is None
+    assert facts["skipped"] == []
+    size_bytes = any_pack.path.stat().st_size
+    assert facts["size_bytes"] == sum(facts["ledger"].values()) == size_bytes
+    assert facts["bits_per_pixel"] == pytest.approx(size_bytes * 8 / (32 * tiny.SIZE[0] * tiny.SIZE[1]))
+    assert set(facts["ledger"]) == {"header", "tables", "scales", "weights", "latents", "keyframes"}
+    assert (facts["ledger"]["latents"] > 0) == (any_pack.config == "fast")
+    assert min(facts["ledger"][name] for name in ("header", "tables", "scales", "weights", "keyframes")) > 0
+    assert 10 < facts["worst_psnr_db"] < facts["psnr_db"] < 100
+
+
+def test_lines_for_people(any_pack: tiny.TinyPack) -> None:
+    facts = describe_pack(open_pack(any_pack.path))
+    text = "\n".join(info_lines(facts))
+    for words in (
+        f"dnerv ({any_pack.config})",
+        "4 videos, 2 classes: left, right",
+        "32 frames of 48x64 at every frame, in 6 clips of 8",
+        f"{facts['psnr_db']:.2f} dB",
+        f"{facts['bits_per_pixel']:.4f} bits per pixel",
+        f"{facts['size_bytes']:,} bytes  100.0%",
+    ):
+        assert words in text
+    assert "skipped" not in text
+
+    facts = {**facts, "skipped": [{"path": "a/b.avi", "reason": "no video"}], "classes": [], "frame_rate": 2.5}
+    text = "\n".join(info_lines(facts))
+    assert "1 sources skipped:\n  a/b.avi: no video" in text
+    assert "no classes" in text
+    assert "at 2.5 frames/s" in text
+
+
+def test_quality_of_known_originals(fast_pack: tiny.TinyPack) -> None:
+    """Against its own output a pack is perfect; one frame changed by one grey level is the worst."""
+    device = torch.device("cpu")
+    pack = open_pack(fast_pack.path)
+    from neuralloader.loading.decode import Decoder
+
+    decoded = Decoder(pack, device).decode(np.arange(32)).permute(0, 2, 3, 1).numpy()
+    shares: list[float] = []
+    assert measure_quality(fast_pack.path, decoded, device, shares.append) == {"psnr_db": 100.0, "worst_psnr_db": 100.0}
+    assert shares[-1] == 1
+    decoded[17] ^= 1
+    quality = measure_quality(fast_pack.path, decoded, device, shares.append)
+    assert quality["worst_psnr_db"] == pytest.approx(48.1308)
+    assert quality["psnr_db"] == pytest.approx(100 - (100 - 48.1308) / 32, abs=1e-3)
+
+
+def test_a_pack_not_measured_yet_can_be_described(tmp_path: Path, fast_pack: tiny.TinyPack) -> None:
+    """The trial pack that the packer measures is one."""
+    from neuralloader.container.layout import RESERVED_MANIFEST_KEYS
+    from neuralloader.container.reader import PackReader
+    from neuralloader.container.writer import write_pack
+
+    reader = PackReader(fast_pack.path)
+    manifest = {name: value for name, value in reader.manifest.items() if name not in RESERVED_MANIFEST_KEYS}
+    path = tmp_path / "trial.nvpack"
+    write_pack(path, {**manifest, "quality": {}}, {name: reader.tensor(name) for name in reader.tensor_names})
+    facts = describe_pack(open_pack(path))
+    assert facts["psnr_db"] is None
+    assert "PSNR not measured" in "\n".join(info_lines(facts))

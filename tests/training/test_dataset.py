@@ -1,0 +1,58 @@
+"""Training batches: whole clips, the right frames and key-frames beside each other, padding and key-frames marked."""
+
+import numpy as np
+import pytest
+import torch
+
+from neuralloader.clips import index_corpus, index_frames, index_units
+from neuralloader.training.dataset import TrainingSet
+
+LENGTHS = [9, 1, 14]
+CPU = torch.device("cpu")
+
+
+def _training_set(frames_per_unit: int) -> TrainingSet:
+    """Frame i is full of i, key-frame j full of 100 + j; the first row of pixels tells the channels apart."""
+    clips, keys = index_corpus(np.array(LENGTHS), frames_per_clip=8, key_interval=8)
+    table = index_frames(clips, keys)
+
+    def images(values: np.ndarray) -> np.ndarray:
+        filled = np.broadcast_to(values[:, None, None, None], (len(values), 4, 6, 3)).astype(np.uint8)
+        filled[:, 0] = [200, 201, 202]
+        filled.setflags(write=False)  # as the cache hands them out
+        return filled
+
+    return TrainingSet(
+        images(np.arange(len(table))), images(100 + np.arange(len(keys))), table, index_units(clips, frames_per_unit), CPU
+    )
+
+
+@pytest.mark.parametrize("frames_per_unit", [1, 8])
+def test_a_batch_holds_its_clips_whole(frames_per_unit: int) -> None:
+    data = _training_set(frames_per_unit)
+    assert data.num_clips == 2 + 1 + 2
+    assert data.frame_size == (4, 6)
+    table = data.table
+    for clips in ([0], [1, 2], [0, 3, 4], [4], [0, 1, 2, 3, 4]):
+        batch = data.clip_batch(np.array(clips))
+        rows = batch.frames[:, :, 0, 1, 0].numpy().astype(int)  # (N, T), by what is in the pixels
+        assert batch.frames.dtype == torch.uint8
+        assert batch.frames.shape[1:] == (frames_per_unit, 3, 4, 6)
+        assert batch.frames[0, 0, :, 0, 0].tolist() == [200, 201, 202]
+        valid = batch.valid.numpy().reshape(rows.shape)
+        assert sorted(rows[valid].tolist()) == np.flatnonzero(np.isin(table.clip, clips)).tolist()
+        padding = rows[~valid]
+        assert all(row in table.first_row[1:] - 1 for row in padding.tolist()), "padding repeats a last frame"
+        np.testing.assert_array_equal(batch.has_latent.numpy().reshape(rows.shape), ~table.is_key[rows])
+        np.testing.assert_array_equal(batch.units.phase, table.phase[rows])
+        np.testing.assert_array_equal(batch.units.time, table.time[rows])
+        keys = batch.keyframes[batch.units.keys][:, :, 0, 1, 0].numpy() - 100  # (N, 2), by the pixels again
+        np.testing.assert_array_equal(keys, table.keys[rows[:, 0]])
+        assert len(batch.keyframes) == len(np.unique(table.keys[rows])), "each key-frame once"
+
+
+def test_units_by_row() -> None:
+    data = _training_set(1)
+    batch = data.unit_batch(np.array([23, 0, 9]))
+    assert batch.frames[:, 0, 0, 1, 0].tolist() == [23, 0, 9]
+    assert batch.keyframes.shape[1:] == (3, 4, 6)

@@ -1,0 +1,243 @@
+"""The training loop: how long, in which order, on what, and what it does when numbers go wrong."""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from neuralloader.backends import BACKENDS, Backend, Units, network_of
+from neuralloader.clips import index_corpus, index_frames, index_units
+from neuralloader.training import fit as fit_module
+from neuralloader.training.dataset import TrainingSet
+from neuralloader.training.fit import Duration, Progress, TrainingDiverged, encode_latents, fit
+from neuralloader.training.recipes import FAST, PAPER, Recipe
+
+CPU = torch.device("cpu")
+SIZE = (32, 48)
+LENGTHS = np.array([14, 1, 9])
+Config = Literal["fast", "paper"]
+
+
+def _data(frames_per_unit: int) -> TrainingSet:
+    clips, keys = index_corpus(LENGTHS, frames_per_clip=8, key_interval=8)
+    table = index_frames(clips, keys)
+    frames = np.concatenate([tiny.draw_frames(n, 100 * i, SIZE) for i, n in enumerate(LENGTHS)])
+    keyframes = frames[table.first_row[keys.video] + keys.frame]
+    return TrainingSet(frames, keyframes, table, index_units(clips, frames_per_unit), CPU)
+
+
+def _backend(config: Config, seed: int = 0) -> Backend:
+    torch.manual_seed(seed)
+    network = tiny.small_paper_config(SIZE) if config == "paper" else network_of("dnerv", "fast", 16, SIZE)
+    return BACKENDS["dnerv", config][1](network)
+
+
+def _fit(
+    backend: Backend, data: TrainingSet, recipe: Recipe = FAST, *, epochs: int = 2, seed: int = 0
+) -> tuple[int, list[Progress]]:
+    seen: list[Progress] = []
+    duration = Duration(epochs=epochs)
+    return fit(backend, data, recipe, duration, seed=seed, weight_bits=8, on_progress=seen.append), seen
+
+
+# --- how long -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({}, "give minutes or epochs, not both: minutes=None, epochs=None"),
+        ({"minutes": 1.0, "epochs": 1}, r"give minutes or epochs, not both: minutes=1\.0, epochs=1"),
+        ({"minutes": 0.0}, r"minutes=0\.0 must be above 0"),
+        ({"minutes": -1.0}, r"minutes=-1\.0 must be above 0"),
+        ({"minutes": float("nan")}, "minutes=nan must be above 0"),
+        ({"minutes": float("inf")}, "minutes=inf must be"),
+        ({"epochs": 0}, "epochs=0 must be above 0"),
+    ],
+)
+def test_durations_that_make_no_sense(arguments: dict[str, float], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Duration(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", ["fast", "paper"])
+def test_an_epoch_shows_every_clip_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = _backend(config)
+    data = _data(backend.frames_per_unit)
+    shown: list[int] = []
+    original = TrainingSet.clip_batch
+    monkeypatch.setattr(TrainingSet, "clip_batch", lambda self, clips: shown.extend(clips) or original(self, clips))
+    steps, seen = _fit(backend, data, epochs=3)
+    assert len(shown) == 3 * data.num_clips
+    epochs = [shown[i : i + data.num_clips] for i in range(0, len(shown), data.num_clips)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(data.num_clips))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) > 1, "in a new order"
+
+    assert steps == len(seen) == seen[-1].step
+    assert [progress.step for progress in seen] == list(range(1, steps + 1))
+    assert [progress.done for progress in seen] == pytest.approx([i / steps for i in range(1, steps + 1)])
+    assert seen[-1].done == 1
+    assert seen[-1].seconds_left == pytest.approx(0)
+    assert all(np.isfinite(progress.psnr_db) for progress in seen)
+    assert not backend.training
+
+
+def test_training_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(fit_module.time, "monotonic", lambda: now[0])
+    seen: list[Progress] = []
+
+    def tick(progress: Progress) -> None:
+        seen.append(progress)
+        now[0] += 6
+
+    backend = _backend("fast")
+    steps = fit(backend, _data(1), FAST, Duration(minutes=0.5), seed=0, weight_bits=8, on_progress=tick)
+    assert steps == len(seen) == 5
+    assert [progress.done for progress in seen] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert [progress.seconds_left for progress in seen[1:]] == pytest.approx([24, 18, 12, 6])
+
+
+# --- on what --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("config", "recipe"), [("fast", FAST), ("paper", PAPER)])
+def test_it_learns(config: Config, recipe: Recipe) -> None:
+    backend = _backend(config)
+    data = _data(backend.frames_per_unit)
+    batch = data.clip_batch(np.arange(data.num_clips))
+    torch.manual_seed(1)
+    before = float(fit_module._loss(backend, batch, recipe)[0].detach())
+    _fit(backend, data, replace(recipe, learning_rate=recipe.learning_rate * 4), epochs=12)
+    torch.manual_seed(1)
+    assert float(fit_module._loss(backend, batch, recipe)[0].detach()) < before
+
+
+def test_padding_is_no_target() -> None:
+    """What stands in a padded slot of the originals must not count."""
+    backend = _backend("paper")
+    data = _data(8)
+    batch = data.clip_batch(np.arange(data.num_clips))
+    assert not batch.valid.all()
+    loss, psnr = fit_module._loss(backend, batch, PAPER)
+    frames = batch.frames.clone()
+    frames.view(-1, 3, *SIZE)[~batch.valid] = 255
+    other, other_psnr = fit_module._loss(backend, replace(batch, frames=frames), PAPER)
+    assert torch.equal(loss, other)
+    assert torch.equal(psnr, other_psnr)
+    frames.view(-1, 3, *SIZE)[batch.valid] = 255
+    assert not torch.equal(fit_module._loss(backend, replace(batch, frames=frames), PAPER)[0], loss)
+
+
+def test_bits_have_their_price() -> None:
+    backend, data = _backend("fast"), _data(1)
+    batch = data.clip_batch(np.arange(data.num_clips))
+    losses = []
+    for price in (0.0, 1.0, 3.0):
+        torch.manual_seed(0)
+        losses.append(float(fit_module._loss(backend, batch, replace(FAST, rate_weight=price))[0].detach()))
+    assert losses[0] < losses[1] < losses[2]
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("config", ["fast", "paper"])
+def test_the_same_seed_gives_the_same_weights(config: Config) -> None:
+    def weights(seed: int) -> list[Tensor]:
+        backend = _backend(config)
+        _fit(backend, _data(backend.frames_per_unit), seed=seed)
+        return [p.detach() for p in backend.parameters()]
+
+    first, again, other = weights(3), weights(3), weights(4)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_weights_are_rounded_in_the_last_share_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, data = _backend("fast"), _data(1)
+    rounded: list[bool] = []
+    original = fit_module._loss
+
+    def note(backend: Backend, *arguments):
+        codes = {float(value) for value in backend.get_parameter("base.weight")[0].detach().ravel()}
+        rounded.append(len(codes) <= 16)
+        return original(backend, *arguments)
+
+    monkeypatch.setattr(fit_module, "_loss", note)
+    recipe = replace(FAST, rounding_share=0.4)
+    fit(backend, data, recipe, Duration(epochs=4), seed=0, weight_bits=4, on_progress=lambda progress: None)
+    assert rounded == [False] * 12 + [True] * 8
+    assert len(backend.get_parameter("base.weight")[0].unique()) > 16, "in the end the exact weights are back"
+
+
+# --- when numbers go wrong ------------------------------------------------------------------------------------------
+
+
+def test_training_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, data = _backend("fast"), _data(1)
+    before = [p.detach().clone() for p in backend.parameters()]
+
+    def broken(self, features, units: Units, latents):
+        return torch.full((len(units), 1, 3, *SIZE), float("nan")) * sum(p.sum() for p in self.parameters())
+
+    monkeypatch.setattr(type(backend), "decode", broken)
+    with pytest.raises(TrainingDiverged, match=r"training diverged after \d+ steps: 20 losses in a row were not finite"):
+        _fit(backend, data, epochs=100)
+    assert all(torch.equal(p, b) for p, b in zip(backend.parameters(), before, strict=True)), "no step was taken"
+
+
+def test_a_single_bad_step_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, data = _backend("fast"), _data(1)
+    original, calls = fit_module._loss, [0]
+
+    def sometimes_broken(*arguments):
+        calls[0] += 1
+        loss, psnr = original(*arguments)
+        return (loss * float("inf") if calls[0] % 3 == 0 else loss), psnr
+
+    monkeypatch.setattr(fit_module, "_loss", sometimes_broken)
+    steps, _ = _fit(backend, data, epochs=20)
+    assert steps == calls[0] == 100
+    assert all(torch.isfinite(p).all() for p in backend.parameters())
+
+
+# --- latents --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units_per_batch", [1, 5, 64])
+def test_latents_of_all_frames_but_key_frames_in_order(units_per_batch: int) -> None:
+    backend, data = _backend("fast"), _data(1)
+    latents = encode_latents(backend, data, units_per_batch=units_per_batch)
+    assert latents is not None
+    rows = np.flatnonzero(~data.table.is_key)
+    assert latents.shape == (len(rows), *(backend.latent_shape or ()))
+    assert latents.dtype == np.int8
+    assert data.table.latent_row[rows].tolist() == list(range(len(rows)))
+    alone = np.concatenate([_latent(backend, data, row) for row in rows])
+    assert np.abs(latents - alone.astype(int)).max() <= 1  # rounding may tip over between batches
+    assert (latents == alone).mean() > 0.95
+
+
+def _latent(backend: Backend, data: TrainingSet, row: int) -> np.ndarray:
+    batch = data.unit_batch(np.array([row]))
+    with torch.no_grad():
+        latent = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
+    return latent.round().clamp(-127, 127).numpy()
+
+
+def test_latents_stay_within_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, data = _backend("fast"), _data(1)
+    huge = torch.full((1, *(backend.latent_shape or ())), 1e6)
+    monkeypatch.setattr(
+        type(backend), "encode_latents", lambda self, frames, keys, units: huge.expand(len(frames), -1, -1, -1)
+    )
+    latents = encode_latents(backend, data, units_per_batch=4)
+    assert latents is not None
+    assert set(latents.ravel().tolist()) == {127}
+
+
+def test_the_paper_has_no_latents() -> None:
+    assert encode_latents(_backend("paper"), _data(8), units_per_batch=4) is None

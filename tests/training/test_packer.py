@@ -1,0 +1,245 @@
+"""The whole run: what it refuses before any work, what it leaves behind, and that the same run gives the same bytes."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import neuralloader
+from neuralloader import Duration, PackSettings, SourceError
+from neuralloader.corpus.cache import ingest
+from neuralloader.corpus.find import find_videos
+from neuralloader.loading.decode import Decoder
+from neuralloader.packfile import open_pack
+from neuralloader.training import packer
+
+SMALL = {"a/x.avi": 3, "b/y.avi": 9}
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, to see that none stays."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_corpus(tmp_path_factory.mktemp("source"), SMALL)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+# --- the same run, the same bytes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", ["fast", "paper"])
+def test_the_same_seed_gives_the_same_bytes(config: tiny.Config, source: Path, out: Path) -> None:
+    """With the recipes as they are; nothing of the machine, the clock or the paths is in the file."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(3)  # whatever was drawn before
+        tiny.pack_tiny(source, out / f"{name}.nvpack", config, epochs=2, seed=seed)
+    a, b, c = (path.read_bytes() for path in sorted(out.iterdir()))
+    assert a == b
+    assert a != c
+    weights = [open_pack(out / f"{name}.nvpack").load_backend().state_dict() for name in "ac"]
+    assert any(not torch.equal(first, second) for first, second in zip(*(w.values() for w in weights), strict=True))
+
+
+@pytest.mark.slow  # quick on idle cores, but threads that wait for a busy one wait long
+@pytest.mark.parametrize("config", ["fast", "paper"])
+def test_the_same_seed_gives_the_same_bytes_with_threads(config: tiny.Config, source: Path, out: Path) -> None:
+    torch.set_num_threads(2)
+    try:
+        for name in ("a", "b"):
+            tiny.pack_tiny(source, out / f"{name}.nvpack", config, epochs=2)
+    finally:
+        torch.set_num_threads(1)
+    assert (out / "a.nvpack").read_bytes() == (out / "b.nvpack").read_bytes()
+
+
+# --- the result -----------------------------------------------------------------------------------------------------
+
+
+def test_the_result_and_the_manifest_tell_the_truth(source: Path, out: Path, temporary: Path) -> None:
+    stages: list[tuple[str, float, str]] = []
+    result = neuralloader.pack(
+        source,
+        str(out / "a.nvpack"),
+        PackSettings(frame_rate=5.0, size=(32, 48), width=16, duration=Duration(epochs=2), seed=7),
+        report=lambda stage, done, note: stages.append((stage, done, note)),
+    )
+    assert result.path == out / "a.nvpack"
+    assert result.size_bytes == result.path.stat().st_size
+    assert list(out.iterdir()) == [result.path]
+    assert list(temporary.iterdir()) == []
+
+    pack = open_pack(result.path)
+    assert pack.description.quality["psnr_db"] == result.psnr_db
+    assert pack.description.quality["worst_psnr_db"] <= result.psnr_db
+    assert pack.description.training["seed"] == 7
+    assert pack.description.training["epochs"] == 2
+    assert pack.description.training["steps"] == result.steps
+    assert pack.description.frame_rate == 5.0
+    assert [(v.name, v.label, v.num_frames, v.num_source_frames) for v in pack.index.videos] == [
+        ("a/x.avi", 0, 2, 3),
+        ("b/y.avi", 1, 5, 9),
+    ]
+    assert [v.source_size for v in pack.index.videos] == [tiny.SIZE] * 2
+
+    names = list(dict.fromkeys(stage for stage, _, _ in stages))
+    assert names == ["read videos", "encode key-frames", "train", "encode latents", "measure"]
+    for name in names:
+        shares = [done for stage, done, _ in stages if stage == name]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+    assert any("dB, step" in note and "left" in note for stage, _, note in stages if stage == "train")
+
+
+def test_the_quality_in_the_manifest_is_that_of_the_file(any_pack: tiny.TinyPack, tiny_corpus: Path) -> None:
+    """Measured again from outside: the file, decoded, against the frames as they were read."""
+    pack = open_pack(any_pack.path)
+    decoded = Decoder(pack, torch.device("cpu")).decode(np.arange(len(pack.frames))).permute(0, 2, 3, 1).numpy()
+    with ingest(find_videos(tiny_corpus).sources, frame_rate=None, size=tiny.SIZE) as corpus:
+        mse = ((decoded.astype(np.float64) - corpus.frames) ** 2).mean(axis=(1, 2, 3))
+    psnr = -10 * np.log10(mse / 255**2)
+    assert pack.description.quality["psnr_db"] == pytest.approx(psnr.mean(), abs=0.01)
+    assert pack.description.quality["worst_psnr_db"] == pytest.approx(psnr.min(), abs=0.01)
+
+
+def test_bad_videos_can_be_left_out(out: Path, tmp_path: Path, temporary: Path) -> None:
+    source = tiny.write_corpus(tmp_path / "source", {"a/good.avi": 2})
+    (source / "a" / "bad.avi").write_bytes(b"RIFF no video")
+    with pytest.raises(SourceError, match=r"1 of 2 videos cannot be decoded"):
+        tiny.pack_tiny(source, out / "a.nvpack", "fast")
+    assert list(out.iterdir()) == list(temporary.iterdir()) == []
+    pack = tiny.pack_tiny(source, out / "a.nvpack", "fast", on_error="skip")
+    assert [video.name for video in pack.index.videos] == ["a/good.avi"]
+    (skipped,) = pack.index.skipped
+    assert skipped.name == "a/bad.avi"
+    assert skipped.reason
+
+
+def test_one_video_of_one_frame(out: Path, tmp_path: Path) -> None:
+    source = tiny.write_corpus(tmp_path / "source", {"only.avi": 1})
+    for config in ("fast", "paper"):
+        pack = tiny.pack_tiny(source / "only.avi", out / f"{config}.nvpack", config)
+        assert (len(pack.frames), len(pack.index.keys), len(pack.index.clips)) == (1, 1, 1)
+        assert pack.index.videos[0].label == -1
+        dataset = neuralloader.NeuralVideoDataset(pack.path, device="cpu")
+        assert dataset[0][0].shape == (8, 3, *tiny.SIZE)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"config": "slow"}, "there is no configuration 'slow' of backend 'dnerv'; known: dnerv fast, dnerv paper"),
+        ({"backend": "h264"}, "there is no configuration 'fast' of backend 'h264'; known: dnerv fast, dnerv paper"),
+        ({"width": "XXL"}, "preset 'XXL' must be one of XS, S, M, L"),
+        ({"width": 0}, "width 0 must be 8 to 4096 channels"),
+        ({"width": -16}, "width -16 must be 8 to 4096 channels"),
+        ({"keyframe_quality": 0}, "keyframe_quality=0 must be 1 to 100"),
+        ({"keyframe_quality": 101}, "keyframe_quality=101 must be 1 to 100"),
+        ({"size": (100, 100)}, "frame size 100x100: height and width must be multiples of 16; the nearest is 96x96"),
+        ({"seed": -1}, "seed=-1 must be 0 to"),
+        ({"seed": 2**64}, f"seed={2**64} must be 0 to"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        PackSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"frame_rate": 0.0}, r"frame_rate=0\.0 must be above 0"),
+        ({"frame_rate": 1e9}, r"frame_rate=1000000000\.0 must be above 0 and at most 1000"),
+        ({"keyframe_codec": "heic"}, "codec='heic' must be one of avif, webp, jpeg, png"),
+        ({"on_error": "shrug"}, "on_error='shrug' must be one of raise, skip"),
+    ],
+)
+def test_settings_refused_before_any_training(
+    source: Path, out: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], text: str
+) -> None:
+    monkeypatch.setattr(packer, "fit", _must_not_run)
+    with pytest.raises(ValueError, match=text):
+        tiny.pack_tiny(source, out / "a.nvpack", "fast", **settings)
+    assert list(out.iterdir()) == list(temporary.iterdir()) == []
+
+
+def _must_not_run(*arguments: object, **settings: object) -> None:
+    raise AssertionError("this must not be reached")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_reading(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packer, "find_videos", _must_not_run)
+    with pytest.raises(FileNotFoundError, match="the folder .*missing does not exist; create it"):
+        tiny.pack_tiny(source, out / "missing" / "a.nvpack", "fast")
+    (out / "a.nvpack").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match=r"a\.nvpack exists already; --force \(overwrite=True\) replaces it"):
+        tiny.pack_tiny(source, out / "a.nvpack", "fast")
+    assert (out / "a.nvpack").read_bytes() == b"precious"
+
+
+def test_overwriting(source: Path, out: Path) -> None:
+    (out / "a.nvpack").write_bytes(b"old")
+    pack = tiny.pack_tiny(source, out / "a.nvpack", "fast", overwrite=True)
+    assert len(pack.frames) == 12
+
+
+# --- nothing stays behind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("stage", ["fit", "encode_latents", "save_pack", "measure"])
+def test_nothing_stays_behind(
+    source: Path,
+    out: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    error: type[BaseException],
+) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error("stopped here")
+
+    if stage == "measure":
+        monkeypatch.setattr("neuralloader.packing.measure_quality", fail)
+    else:
+        monkeypatch.setattr(packer, stage, fail)
+    with pytest.raises(error, match="stopped here"):
+        tiny.pack_tiny(source, out / "a.nvpack", "fast")
+    assert list(out.iterdir()) == list(temporary.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_pack(
+    source: Path, out: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (out / "a.nvpack").write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("neuralloader.container.writer.os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        tiny.pack_tiny(source, out / "a.nvpack", "fast", overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["a.nvpack"]
+    assert (out / "a.nvpack").read_bytes() == b"old"
+    assert list(temporary.iterdir()) == []

@@ -1,0 +1,41 @@
+"""The schedule: up in a line, down in a cosine, at 0 in the end."""
+
+from dataclasses import replace
+
+import pytest
+
+from neuralloader.backends import BACKENDS
+from neuralloader.training.losses import LOSSES
+from neuralloader.training.recipes import FAST, KEY_INTERVALS, PAPER, RECIPES
+
+
+@pytest.mark.parametrize("recipe", [FAST, PAPER])
+def test_warm_up_and_cosine(recipe) -> None:
+    factors = [recipe.rate_factor(i / 1000) for i in range(1001)]
+    peak = round(recipe.warmup * 1000)
+    assert factors[0] == pytest.approx(recipe.warmup_start)
+    assert factors[peak] == pytest.approx(1)
+    assert max(factors) <= 1
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[(peak + 1000) // 2] == pytest.approx(0.5, abs=0.01)
+    assert factors[1000] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_schedule_of_the_paper() -> None:
+    """Linear from 0.1 to 1 over a fifth, then a cosine; AdamW at 5e-4 with the loss of the published code."""
+    assert [PAPER.rate_factor(p) for p in (0, 0.1, 0.2, 0.6)] == pytest.approx([0.1, 0.55, 1, 0.5])
+    assert (PAPER.learning_rate, PAPER.matrix_learning_rate, PAPER.loss) == (5e-4, None, "l2_ssim")
+    assert (PAPER.clips_per_step, PAPER.max_gradient_norm) == (32, None)
+    assert KEY_INTERVALS["dnerv", "paper"] == 8
+
+
+def test_no_warm_up() -> None:
+    assert replace(PAPER, warmup=0.0).rate_factor(0) == 1
+
+
+def test_every_backend_has_a_recipe() -> None:
+    assert set(RECIPES) == set(KEY_INTERVALS) == set(BACKENDS)
+    for recipe in RECIPES.values():
+        assert recipe.loss in LOSSES
+        assert 1 <= recipe.keyframe_quality <= 100
