@@ -79,7 +79,9 @@ def _find_violations(sources: dict[str, str]) -> list[str]:
             target = below[0] if below and below[0] in LEVELS else "__init__"
             lower = LEVELS[target] < LEVELS[room]
             if target != room and not lower and not LEVELS[target] == LEVELS[room] == TOP:
-                found.append(f"{module}:{line} imports {name}: {room} is on level {LEVELS[room]}, {target} on {LEVELS[target]}")
+                found.append(
+                    f"{module}:{line} imports {name}: {room} is on level {LEVELS[room]}, {target} on {LEVELS[target]}"
+                )
     return found
 
 
@@ -148,12 +150,20 @@ def test_only_the_reader_process_imports_decord() -> None:
         ("codecs.rans", "from neuralloader.packfile import Pack", "codecs is on level 1, packfile on 2"),
         ("codecs.rans", "from neuralloader.container import layout", "codecs is on level 1, container on 1"),
         ("loading.decode", "import neuralloader.training.fit", "loading is on level 3, training on 3"),
-        ("training.fit", "def f():\n    from neuralloader.report.measure import x", "training is on level 3, report on 4"),
+        (
+            "training.fit",
+            "def f():\n    from neuralloader.report.measure import x",
+            "training is on level 3, report on 4",
+        ),
         ("clips", "from neuralloader.errors import PackError", "clips is on level 0, errors on 0"),
         ("backends.base", "from neuralloader import NeuralVideoDataset", "backends is on level 1, __init__ on 5"),
         ("loading.decode", "from ..training import fit", "loading is on level 3, training on 3"),
         ("loading.decode", "from .. import training", "loading is on level 3, training on 3"),
-        ("metrics.rate", "import importlib\nimportlib.import_module('neuralloader.cli')", "metrics is on level 1, cli on 5"),
+        (
+            "metrics.rate",
+            "import importlib\nimportlib.import_module('neuralloader.cli')",
+            "metrics is on level 1, cli on 5",
+        ),
         ("loading.decode", "import decord", "imports decord, which only corpus may"),
         ("corpus.read", "def f():\n    import cv2", "imports cv2, which only None may"),
         ("report.page", "from av.container import open", "imports av, which only None may"),

@@ -23,7 +23,11 @@ def _training_set(frames_per_unit: int) -> TrainingSet:
         return filled
 
     return TrainingSet(
-        images(np.arange(len(table))), images(100 + np.arange(len(keys))), table, index_units(clips, frames_per_unit), CPU
+        images(np.arange(len(table))),
+        images(100 + np.arange(len(keys))),
+        table,
+        index_units(clips, frames_per_unit),
+        CPU,
     )
 
 

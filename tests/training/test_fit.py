@@ -184,7 +184,9 @@ def test_training_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         return torch.full((len(units), 1, 3, *SIZE), float("nan")) * sum(p.sum() for p in self.parameters())
 
     monkeypatch.setattr(type(backend), "decode", broken)
-    with pytest.raises(TrainingDiverged, match=r"training diverged after \d+ steps: 20 losses in a row were not finite"):
+    with pytest.raises(
+        TrainingDiverged, match=r"training diverged after \d+ steps: 20 losses in a row were not finite"
+    ):
         _fit(backend, data, epochs=100)
     assert all(torch.equal(p, b) for p, b in zip(backend.parameters(), before, strict=True)), "no step was taken"
 
