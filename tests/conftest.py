@@ -1,4 +1,7 @@
-"""What several rooms' tests share: one tiny pack a configuration, made once a run, and how PyTorch and hypothesis run."""
+"""What several rooms' tests share.
+
+One tiny pack a configuration, made once a run, and how PyTorch and hypothesis run.
+"""
 
 from pathlib import Path
 

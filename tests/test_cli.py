@@ -1,4 +1,7 @@
-"""The commands as typed: what they print, their exit codes, one clear line for every failure, and nothing left behind."""
+"""The commands as typed.
+
+What they print, their exit codes, one clear line for every failure, and nothing left behind.
+"""
 
 import json
 import os

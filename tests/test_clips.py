@@ -1,4 +1,7 @@
-"""The clip index against plain loops over the rules of D-NeRV: which frames, which key-frames, which times, what pads."""
+"""The clip index against plain loops over the rules of D-NeRV.
+
+Which frames, which key-frames, which times, what pads.
+"""
 
 from dataclasses import dataclass
 

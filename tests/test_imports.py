@@ -31,7 +31,7 @@ OWNERS = {"decord": "corpus", "cv2": None, "av": None, "torchcodec": None}  # li
 
 
 def _sources(package: Path) -> dict[str, str]:
-    """Module name below the package, such as ``codecs.rans``, to its source; a folder's ``__init__`` goes by its name."""
+    """Module name below the package, such as ``codecs.rans``, to its source."""
     sources = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts

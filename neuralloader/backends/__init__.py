@@ -26,13 +26,12 @@ def network_of(backend: str, config: str, width: str | int, frame_size: tuple[in
         ValueError: a width or a frame size that the network cannot have.
     """
     record = BACKENDS[backend, config][0]
-    if isinstance(width, str):
-        if width not in PRESETS:
-            raise ValueError(f"preset {width!r} must be one of {', '.join(PRESETS)}")
-        width = record.WIDTHS[width]
-    if not 8 <= width <= 4096:
-        raise ValueError(f"width {width} must be 8 to 4096 channels")
-    return record.of_width(width, frame_size)
+    if isinstance(width, str) and width not in PRESETS:
+        raise ValueError(f"preset {width!r} must be one of {', '.join(PRESETS)}")
+    channels: int = record.WIDTHS[width] if isinstance(width, str) else width
+    if not 8 <= channels <= 4096:
+        raise ValueError(f"width {channels} must be 8 to 4096 channels")
+    return record.of_width(channels, frame_size)
 
 
 __all__ = ["BACKENDS", "PRESETS", "Backend", "KeyFeatures", "Units", "network_of"]

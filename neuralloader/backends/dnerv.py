@@ -97,10 +97,10 @@ def choose_strides(frame_size: tuple[int, int]) -> tuple[int, ...]:
     Raises:
         ValueError: the size is no multiple of 16.
     """
-    height, width = frame_size
     for strides in ((4, 2, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 2, 2)):
         factor = prod(strides)
-        if height % factor == 0 and width % factor == 0 and (min(frame_size) >= 4 * factor or factor == 16):
+        smallest = factor if factor == 16 else 4 * factor
+        if all(side >= smallest and side % factor == 0 for side in frame_size):
             return strides
     raise ValueError(refuse_size(frame_size, 16))
 
@@ -131,7 +131,7 @@ class Stage(nn.Module):
         self.upsample = UpsampleBlock(in_channels, out_channels, stride)
         self.mix = TemporalMLP(out_channels, config.frames_per_clip)
         nn.init.xavier_uniform_(self.upsample.conv.weight)
-        nn.init.zeros_(self.upsample.conv.bias)
+        nn.init.zeros_(self.upsample.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, content: Tensor) -> Tensor:
         return self.mix(self.upsample(self.fuse(x, content)))

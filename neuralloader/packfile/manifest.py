@@ -80,8 +80,9 @@ def read_description(manifest: Mapping[str, Any]) -> PackDescription:
     if key_interval < 1 or key_interval % frames_per_clip:
         raise PackError(f"key_interval {key_interval} must be a multiple of the {frames_per_clip} frames of a clip")
     quality = _field(manifest, "quality", dict)
-    if not all(type(value) in (int, float) for value in quality.values()):
-        raise PackError(f"quality of the manifest must hold numbers only, not {quality!r}")
+    for value in quality.values():
+        if type(value) not in (int, float):
+            raise PackError(f"quality of the manifest must hold numbers, not {value!r:.200}")
     codec = _field(manifest, "keyframe_codec", str)
     if codec not in typing.get_args(KeyframeCodec):
         known = ", ".join(typing.get_args(KeyframeCodec))

@@ -55,7 +55,7 @@ def read_weight_table(table: object) -> Shapes:
         PackError: it is no table of names and shapes.
     """
     if not isinstance(table, list):
-        raise PackError(f"weights of the manifest must be a list, not {table!r:.200}")
+        raise PackError(f"weights of the manifest must be list, not {table!r:.200}")
     shapes: Shapes = {}
     for row in table:
         if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], list)):

@@ -17,25 +17,19 @@ class MatrixOptimizer:
 
     def __init__(self, parameters: Iterable[nn.Parameter], recipe: Recipe):
         parameters = list(parameters)
-        matrices = [p for p in parameters if p.ndim >= 2 and min(p.flatten(1).shape) > 1]
-        if recipe.matrix_learning_rate is None:
-            matrices = []
+        matrix_rate = recipe.matrix_learning_rate
+        matrices = [] if matrix_rate is None else [p for p in parameters if p.ndim >= 2 and min(p.flatten(1).shape) > 1]
         in_matrices = {id(p) for p in matrices}
         others = [p for p in parameters if id(p) not in in_matrices]
         self._recipe = recipe
         self._views = [(p, nn.Parameter(p.data.flatten(1))) for p in matrices]
         for weight, view in self._views:
             assert view.data_ptr() == weight.data_ptr(), "a flat view must share the weight's memory"
-        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-            (
-                torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=0),
-                recipe.learning_rate,
-            )
-        ]
-        if self._views:
-            rate = recipe.matrix_learning_rate
-            muon = torch.optim.Muon([view for _, view in self._views], lr=rate, weight_decay=0)
-            self._optimizers.append((muon, rate))
+        adamw = torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=0)
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, recipe.learning_rate)]
+        if matrix_rate is not None:
+            muon = torch.optim.Muon([view for _, view in self._views], lr=matrix_rate, weight_decay=0)
+            self._optimizers.append((muon, matrix_rate))
 
     def zero_grad(self, parameters: Iterable[nn.Parameter]) -> None:
         for p in parameters:

@@ -26,6 +26,7 @@ from neuralloader.training.rounding import round_in_place
 
 FRAMES_PER_CLIP = 8  # the paper's; its networks have it in their weights
 WEIGHT_BITS = 8
+MAX_SEED = 2**63 - 1
 UNITS_PER_BATCH = 64  # while encoding latents
 KEYFRAMES_PER_BATCH = 64  # while encoding key-frames
 
@@ -72,6 +73,8 @@ class PackSettings:
             raise ValueError(f"there is no configuration {self.config!r} of backend {self.backend!r}; known: {known}")
         if self.keyframe_quality is not None and not 1 <= self.keyframe_quality <= 100:
             raise ValueError(f"keyframe_quality={self.keyframe_quality} must be 1 to 100")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed={self.seed} must be 0 to {MAX_SEED}")
         network_of(self.backend, self.config, self.width, self.size)  # refuses a size that the network cannot make
 
 

@@ -190,7 +190,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_reading(
     source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packer, "find_videos", _must_not_run)
-    with pytest.raises(FileNotFoundError, match="the folder .*missing does not exist; create it"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .*missing does not exist; create it"):
         tiny.pack_tiny(source, out / "missing" / "a.nvpack", "fast")
     (out / "a.nvpack").write_bytes(b"precious")
     with pytest.raises(FileExistsError, match=r"a\.nvpack exists already; --force \(overwrite=True\) replaces it"):
