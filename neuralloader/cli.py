@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from tqdm import tqdm
 
 from neuralloader.errors import PackError, SourceError
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED, EXIT_BAD_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,8 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad usage is told in one line, without the usage of every option before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="neuralloader", description="Video corpora as one neural network, decoded inside the training loop."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

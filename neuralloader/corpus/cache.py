@@ -199,14 +199,15 @@ def _video_info(source: Source, facts: SourceFacts) -> VideoInfo:
 
 
 def _report(skipped: Sequence[SkippedSource], num_sources: int, *, can_skip: bool) -> str:
-    """One line for each bad file, 20 at most, and the way out."""
-    lines = [f"{len(skipped)} of {num_sources} videos cannot be decoded:"]
-    lines += [f"  {each.name!r}: {each.reason}" for each in skipped[:_MAX_LISTED]]
+    """What is wrong and the way out: on one line if it is one file, else a line for each, 20 at most."""
+    head = f"{len(skipped)} of {num_sources} videos cannot be decoded:"
+    lines = [f"{each.name!r}: {each.reason}" for each in skipped[:_MAX_LISTED]]
     if len(skipped) > _MAX_LISTED:
-        lines.append(f"  and {len(skipped) - _MAX_LISTED} more")
-    if can_skip:
-        lines.append('mend or remove them, or leave them out with on_error="skip"')
-    return "\n".join(lines)
+        lines.append(f"and {len(skipped) - _MAX_LISTED} more")
+    way_out = 'mend or remove what is bad, or leave it out with on_error="skip" (--on-error skip)'
+    if len(skipped) == 1:
+        return f"{head} {lines[0]}" + (f"; {way_out}" if can_skip else "")
+    return "\n".join([head, *(f"  {line}" for line in lines), *([way_out] if can_skip else [])])
 
 
 def _usable_cores() -> int:

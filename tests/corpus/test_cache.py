@@ -78,7 +78,7 @@ def test_raise_lists_every_bad_file_and_leaves_nothing(corpus: Path, tmp_path: P
         "2 of 4 videos cannot be decoded:",
         "  'jump/a.avi': the file is empty (0 bytes)",
         "  'run/bad.mp4': not a video, or damaged: no video stream can be opened",
-        'mend or remove them, or leave them out with on_error="skip"',
+        'mend or remove what is bad, or leave it out with on_error="skip" (--on-error skip)',
     ]
     assert not list(folder.iterdir())
 
