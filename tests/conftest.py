@@ -14,7 +14,7 @@ from hypothesis import settings
 settings.register_profile("neuralloader", deadline=None)  # the time of an example depends on what else is running
 settings.load_profile("neuralloader")
 
-EPOCHS = {"fast": 80, "paper": 40}  # until every counter can be read with room to spare
+EPOCHS = {"fast": 80, "paper": 32}  # until every counter can be read with room to spare
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -50,11 +50,13 @@ class Backend(nn.Module, ABC):
 
     Attributes:
         frames_per_unit: T, the frames decoded together.
+        values_per_pixel: channels of the widest map at the frame's size; tells how many frames fit into a memory.
         latent_shape: (channels, height, width) of the int8 latent stored for each frame that is no key-frame,
             or None where the backend stores none.
     """
 
     frames_per_unit: int
+    values_per_pixel: int
     latent_shape: tuple[int, int, int] | None = None
 
     @abstractmethod

@@ -147,6 +147,7 @@ class DNeRV(Backend):
     def __init__(self, config: DNeRVConfig):
         super().__init__()
         self.config, self.frames_per_unit = config, config.frames_per_clip
+        self.values_per_pixel = config.key_channels
         height, width = config.base_size
         channels = config.channels
         self.encode_time = PositionalEncoding(config.pe_base, config.pe_levels)

@@ -159,6 +159,7 @@ class FastDNeRV(Backend):
     def __init__(self, config: FastDNeRVConfig):
         super().__init__()
         self.config, self.frames_per_unit = config, 1
+        self.values_per_pixel = 8  # two warped key-frames or their flow and mask
         height, width = (side // TRUNK_STRIDE for side in config.frame_size)
         fine, middle, coarse = config.content_channels
         self.latent_shape = (config.latent_channels, height, width)

@@ -48,7 +48,8 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
         FileNotFoundError: its folder does not exist.
         IsADirectoryError: it is a folder itself.
         FileExistsError: it exists, and may not be overwritten.
-        PermissionError: its folder cannot be written to.
+        PermissionError: its folder is read-only.
+        OSError: its folder cannot be written to for another reason.
     """
     path = Path(path)
     _check_target(path, overwrite)
@@ -57,9 +58,9 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
         temporary.touch()
         temporary.unlink()
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise PermissionError(f"cannot write to the folder of {path}: {error.strerror}; choose another -o") from error
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        message = f"cannot write to the folder of {path}: {error.strerror}; choose another -o"
+        raise (PermissionError if refused else OSError)(message) from error
 
 
 def write_pack(

@@ -11,7 +11,9 @@ from neuralloader.loading.planner import plan_frames
 from neuralloader.packfile import Pack
 
 KEYFRAME_CACHE_BYTES = 1 << 30
-PIXELS_PER_STEP = {"cpu": 1 << 20, "cuda": 1 << 25}  # frames decoded at a time, in pixels: bounds the memory
+# Frames decoded at a time, in values of their widest map: bounds the memory. A CPU gains nothing from more, and loses
+# with a wide network (docs/experiments.md).
+VALUES_PER_STEP = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 
 class Decoder:
@@ -37,8 +39,8 @@ class Decoder:
         self._latent_row = pack.frames.latent_row
         self._keyframes = KeyframeCache(pack.keyframes, device, cache_bytes)
         height, width = pack.description.frame_size
-        pixels = PIXELS_PER_STEP.get(device.type, PIXELS_PER_STEP["cpu"])
-        self._units_per_step = max(1, pixels // (self._backend.frames_per_unit * height * width))
+        values_per_unit = self._backend.frames_per_unit * height * width * self._backend.values_per_pixel
+        self._units_per_step = max(1, VALUES_PER_STEP.get(device.type, VALUES_PER_STEP["cpu"]) // values_per_unit)
 
     def decode(self, rows: np.ndarray) -> Tensor:
         """Decode frames; each unit they need is decoded once.

@@ -189,11 +189,17 @@ def test_a_plain_loader_decodes_a_batch_in_one_go(any_pack: tiny.TinyPack, monke
 
 
 @forks
-@pytest.mark.parametrize(("num_workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
-def test_loaders_with_and_without_workers(any_pack: tiny.TinyPack, num_workers: int, context: str | None) -> None:
-    dataset = NeuralVideoDataset(any_pack.path, return_info=True, transform=operator.methodcaller("float"))
+@pytest.mark.parametrize(
+    ("config", "num_workers", "context"),
+    [("fast", 0, None), ("fast", 2, "fork"), ("fast", 2, "spawn"), ("paper", 0, None), ("paper", 2, "fork")],
+)
+def test_loaders_with_and_without_workers(
+    request: pytest.FixtureRequest, config: str, num_workers: int, context: str | None
+) -> None:
+    path = request.getfixturevalue(f"{config}_pack").path
+    dataset = NeuralVideoDataset(path, return_info=True, transform=operator.methodcaller("float"))
     dataset.device = torch.device("cpu") if num_workers == 0 else None  # by itself a worker decodes on the CPU
-    expected = NeuralVideoDataset(any_pack.path, device="cpu").__getitems__(range(ITEMS))
+    expected = NeuralVideoDataset(path, device="cpu").__getitems__(range(ITEMS))
     if context == "fork":
         dataset[0]  # what the parent has decoded with is inherited
     loader = DataLoader(dataset, batch_size=4, num_workers=num_workers, multiprocessing_context=context)

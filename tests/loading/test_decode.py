@@ -61,8 +61,9 @@ def test_small_steps_give_the_same_frames(pack: Pack, monkeypatch: pytest.Monkey
     rows = np.random.default_rng(1).integers(0, len(pack.frames), 40)
     whole = Decoder(pack, CPU).decode(rows)
     frames_per_unit = 8 if pack.description.config == "paper" else 1
-    pixels = units_per_step * frames_per_unit * tiny.SIZE[0] * tiny.SIZE[1]
-    monkeypatch.setitem(decode.PIXELS_PER_STEP, "cpu", pixels)
+    values_per_pixel = pack.load_backend().values_per_pixel
+    values = units_per_step * frames_per_unit * tiny.SIZE[0] * tiny.SIZE[1] * values_per_pixel
+    monkeypatch.setitem(decode.VALUES_PER_STEP, "cpu", values)
     calls: list[int] = []
     decoder = Decoder(pack, CPU)
     original: Callable[[np.ndarray], Tensor] = decoder._decode_units
