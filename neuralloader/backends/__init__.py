@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from neuralloader.backends.base import Backend, KeyFeatures, Units
+from neuralloader.backends.base import Backend, KeyFeatures, Units, select_units
 from neuralloader.backends.dnerv import DNeRV, DNeRVConfig
 from neuralloader.backends.dnerv_fast import FastDNeRV, FastDNeRVConfig
 
@@ -34,4 +34,4 @@ def network_of(backend: str, config: str, width: str | int, frame_size: tuple[in
     return record.of_width(channels, frame_size)
 
 
-__all__ = ["BACKENDS", "PRESETS", "Backend", "KeyFeatures", "Units", "network_of"]
+__all__ = ["BACKENDS", "PRESETS", "Backend", "KeyFeatures", "Units", "network_of", "select_units"]

@@ -11,8 +11,11 @@ A unit is the smallest thing the network can decode: a frame (T = 1) or a whole 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from neuralloader.clips import FrameTable
 
 KeyFeatures = tuple[Tensor, ...]  # each (K, ...): row k belongs to key-frame k
 
@@ -36,6 +39,25 @@ class Units:
 
     def to(self, device: torch.device) -> "Units":
         return Units(*(t.to(device, non_blocking=True) for t in (self.keys, self.phase, self.time)))
+
+
+def select_units(table: FrameTable, rows: np.ndarray) -> tuple[np.ndarray, Units]:
+    """The units of some frames, and the key-frames they lean on.
+
+    Args:
+        table: the frame table.
+        rows: (N, T) rows of it, a unit each.
+
+    Returns:
+        (K,) rows of the key-frame table, ascending, none twice; and the units, whose keys count those K.
+    """
+    keys, position = np.unique(table.keys[rows[:, 0]], return_inverse=True)
+    units = Units(
+        keys=torch.from_numpy(position.reshape(-1, 2)),
+        phase=torch.from_numpy(table.phase[rows]),
+        time=torch.from_numpy(table.time[rows]),
+    )
+    return keys, units
 
 
 def refuse_size(frame_size: tuple[int, int], multiple: int) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralloader.backends import Backend, Units
+from neuralloader.backends import Backend, select_units
 from neuralloader.backends.precision import autocast
 from neuralloader.loading.cache import KeyframeCache
 from neuralloader.loading.planner import plan_frames
@@ -73,14 +73,9 @@ class Decoder:
     @torch.inference_mode()  # only here: its tensors cannot be changed in place, and transforms do that
     def _decode_units(self, unit_rows: np.ndarray) -> Tensor:
         """(n,) rows of the unit table -> (n * T, 3, H, W) uint8."""
-        table = self._pack.frames
         rows = self._units.rows[unit_rows]  # (n, T)
-        keys, position = np.unique(table.keys[rows[:, 0]], return_inverse=True)
-        units = Units(
-            keys=torch.from_numpy(position.reshape(-1, 2)),
-            phase=torch.from_numpy(table.phase[rows]),
-            time=torch.from_numpy(table.time[rows]),
-        ).to(self.device)
+        keys, units = select_units(self._pack.frames, rows)
+        units = units.to(self.device)
         with autocast(self.device):
             features = self._backend.encode_keyframes(self._keyframes.get(keys))
             decoded = self._backend.decode(features, units, self._gather_latents(rows.reshape(-1)))

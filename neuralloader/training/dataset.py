@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralloader.backends import Units
+from neuralloader.backends import Units, select_units
 from neuralloader.clips import FrameTable, UnitTable
 
 RESIDENT_BYTES = 8 << 30  # a corpus up to this size is kept on the device
@@ -65,12 +65,7 @@ class TrainingSet:
     def unit_batch(self, unit_rows: np.ndarray) -> Batch:
         """The given units."""
         rows = self.units.rows[unit_rows]  # (N, T)
-        keys, position = np.unique(self.table.keys[rows[:, 0]], return_inverse=True)
-        units = Units(
-            keys=torch.from_numpy(position.reshape(-1, 2)),
-            phase=torch.from_numpy(self.table.phase[rows]),
-            time=torch.from_numpy(self.table.time[rows]),
-        )
+        keys, units = select_units(self.table, rows)
         return Batch(
             frames=self._take(self._frames, rows.reshape(-1)).unflatten(0, rows.shape),
             keyframes=self._take(self._keyframes, keys),
