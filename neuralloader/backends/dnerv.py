@@ -63,6 +63,8 @@ class DNeRVConfig:
     frames_per_clip: int = 8
 
     def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be above 0")
         factor = prod(self.strides)
         if any(side < factor or side % factor for side in self.frame_size):
             raise ValueError(

@@ -237,7 +237,7 @@ def _check_names(names: Sequence[str]) -> None:
     """Names become paths when videos are extracted: none may leave its folder, and no two may meet."""
     seen: set[str] = set()
     for row, name in enumerate(names):
-        if not name or name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        if "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
             raise PackError(f"videos.names[{row}] = {name!r:.200} must be a path below the packed folder")
         if name in seen:
             raise PackError(f"videos.names[{row}] = {name!r:.200} comes twice")

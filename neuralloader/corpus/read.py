@@ -119,7 +119,7 @@ def decode_video(
         if num_decoded == 0:
             source_size = (int(decoded.shape[0]), int(decoded.shape[1]))
         if copies[num_decoded]:
-            frame = _resize(decoded.asnumpy(), size)
+            frame = _resize(_rgb(decoded.asnumpy()), size)
             for _ in range(copies[num_decoded]):
                 store(frame)
                 num_stored += 1
@@ -177,6 +177,12 @@ def _next_frame(reader: Any, nominal: int) -> Any:
     except decord.DECORDError as error:
         # How far the decoder came depends on thread timing, so the count stays out of the reason.
         raise SourceError(f"damaged: decoding stops with an error before the last of its {nominal} frames") from error
+
+
+def _rgb(decoded: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of a decoded frame; at a few small widths decord takes the padding of lines for more channels."""
+    height, width = decoded.shape[:2]
+    return decoded.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 def _resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -41,7 +41,7 @@ def extract_frames(
             name = pack.index.videos[table.video[row]].name  # checked on opening: it stays inside the folder
             path = folder / name / f"{table.frame[row]:06d}.png"
             if table.frame[row] == 0:
-                path.parent.mkdir(parents=True)
+                path.parent.mkdir(parents=True, exist_ok=True)  # "a/b" may be there already when "a" comes
             Image.fromarray(image).save(path)
         on_progress((start + len(rows)) / len(table))
     return len(table)

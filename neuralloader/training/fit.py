@@ -118,6 +118,8 @@ def fit(
             )
         clock.steps += 1
         on_progress(Progress(clock.done(), clock.steps, running_psnr.value, clock.seconds_left()))
+    if 0 < bad_steps == clock.steps:
+        raise TrainingDiverged(f"training diverged: none of its {clock.steps} losses was finite")
     backend.eval()
     return clock.steps
 

@@ -22,7 +22,6 @@ from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.fit import Duration, Progress, encode_latents, fit
 from neuralloader.training.memory import keep_freed_memory
 from neuralloader.training.recipes import KEY_INTERVALS, RECIPES
-from neuralloader.training.rounding import round_in_place
 
 FRAMES_PER_CLIP = 8  # the paper's; its networks have it in their weights
 WEIGHT_BITS = 8
@@ -148,7 +147,6 @@ def _pack_frames(
     steps = _train(backend, data, settings, report)
 
     report("encode latents", 0, "")
-    round_in_place(backend, WEIGHT_BITS)
     latents = encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH)
     report("encode latents", 1, "")
 

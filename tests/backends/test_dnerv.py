@@ -296,3 +296,8 @@ def test_a_size_that_is_no_multiple_names_the_nearest(config: str, size: tuple[i
 def test_strides_that_do_not_divide_the_frame() -> None:
     with pytest.raises(ValueError, match=r"frame size 48x64 is no multiple of 32, the product of the strides \(4, 8\)"):
         DNeRVConfig((48, 64), 8, (4, 8))
+
+
+def test_a_deviation_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"std \(0\.2, 0\.0, 0\.2\) must be above 0"):
+        DNeRVConfig((64, 64), 8, (2, 2, 2, 2), std=(0.2, 0.0, 0.2))

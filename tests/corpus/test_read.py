@@ -220,3 +220,12 @@ def test_decord_may_not_make_up_frames_nor_use_threads(tmp_path: Path, monkeypat
 def test_bad_frame_rate(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frame_rate=0 must be above 0"):
         read_video(_write(tmp_path / "a.avi", 3), frame_rate=0, size=(64, 80))
+
+
+@pytest.mark.parametrize("width", [16, 24, 48, 72])
+def test_widths_at_which_decord_miscounts_the_channels(width: int, tmp_path: Path) -> None:
+    frames = np.random.default_rng(width).integers(0, 256, (3, 1, 1, 3), dtype=np.uint8).repeat(32, 1).repeat(width, 2)
+    write_mjpeg_avi(tmp_path / "a.avi", frames, 10, quality=100)
+    read = read_video(tmp_path / "a.avi", frame_rate=None, size=(32, width))
+    assert read.facts.source_size == (32, width)
+    assert np.abs(read.frames.astype(int) - frames).max() <= 4, "flat colours, so only JPEG's rounding is left"

@@ -189,6 +189,8 @@ def test_training_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         TrainingDiverged, match=r"training diverged after \d+ steps: 20 losses in a row were not finite"
     ):
         _fit(backend, data, epochs=100)
+    with pytest.raises(TrainingDiverged, match=r"training diverged: none of its \d losses was finite"):
+        _fit(backend, data, epochs=1)
     assert all(torch.equal(p, b) for p, b in zip(backend.parameters(), before, strict=True)), "no step was taken"
 
 
