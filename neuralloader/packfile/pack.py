@@ -28,6 +28,7 @@ from neuralloader.container.writer import write_pack
 from neuralloader.errors import PackError
 from neuralloader.packfile.manifest import PackDescription, read_description, write_description
 from neuralloader.packfile.weights import (
+    Shapes,
     read_weight_table,
     stored_parameters,
     weights_from_tensors,
@@ -134,7 +135,7 @@ class Pack:
     @property
     def num_parameters(self) -> int:
         """Parameters of the network that are stored."""
-        return sum(prod(shape) for shape in read_weight_table(self.reader.manifest.get("weights")).values())
+        return sum(prod(shape) for shape in self._weight_shapes().values())
 
     def units(self, backend: Backend) -> UnitTable:
         """What the backend decodes together, over the whole pack."""
@@ -148,7 +149,7 @@ class Pack:
         """
         description = self.description
         with _naming(self.path):
-            shapes = read_weight_table(self.reader.manifest.get("weights"))
+            shapes = self._weight_shapes()
             outline = self._outline()
             if {name: tuple(p.shape) for name, p in stored_parameters(outline).items()} != shapes:
                 raise PackError(f"its weights do not fit its {description.config} {description.backend}")
@@ -198,6 +199,11 @@ class Pack:
                 raise PackError(f"{len(blocks)} blocks of latents are stored, where {len(per_block)} belong")
             tables = LatentTables(self.reader.tensor("latents.offset"), self.reader.tensor("latents.frequencies"))
             return decode_blocks([blocks[i] for i in range(len(blocks))], per_block, shape, tables)
+
+    def _weight_shapes(self) -> Shapes:
+        """Name to shape, as the manifest has it."""
+        with _naming(self.path):
+            return read_weight_table(self.reader.manifest.get("weights"))
 
     def _outline(self) -> Backend:
         """The network without memory for its weights: a stranger's configuration is not yet to be trusted."""

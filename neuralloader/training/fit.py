@@ -105,7 +105,7 @@ def fit(
         rounded = done >= 1 - recipe.rounding_share
         with rounded_weights(backend, weight_bits) if rounded else nullcontext():
             loss, frame_psnr = _loss(backend, batch, recipe)
-            optimizer.zero_grad(backend.parameters())
+            backend.zero_grad()
             loss.backward()
         norm = nn.utils.clip_grad_norm_(backend.parameters(), recipe.max_gradient_norm or float("inf"))
         bad_steps = 0 if torch.isfinite(norm) else bad_steps + 1

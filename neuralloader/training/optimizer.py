@@ -31,10 +31,6 @@ class MatrixOptimizer:
             muon = torch.optim.Muon([view for _, view in self._views], lr=matrix_rate, weight_decay=0)
             self._optimizers.append((muon, matrix_rate))
 
-    def zero_grad(self, parameters: Iterable[nn.Parameter]) -> None:
-        for p in parameters:
-            p.grad = None
-
     def step(self, progress: float) -> None:
         """One step at the learning rates of ``progress`` (0 to 1), from the gradients of the parameters."""
         for weight, view in self._views:

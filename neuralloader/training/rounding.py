@@ -1,4 +1,4 @@
-"""Weights as they will be stored: rounding them during and after training."""
+"""Training with the weights as they will be stored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -38,7 +38,7 @@ def test_every_parameter_moves_and_the_loss_falls(recipe: Recipe) -> None:
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     first = float(_loss(network).detach())
     for step in range(30):
-        optimizer.zero_grad(network.parameters())
+        network.zero_grad()
         assert all(p.grad is None for p in network.parameters())
         _loss(network).backward()
         optimizer.step(step / 60)
