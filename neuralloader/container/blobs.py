@@ -8,7 +8,7 @@ Key-frames and blocks of latents are stored this way. What the bytes mean is not
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -48,41 +48,56 @@ class BlobReader(Sequence[bytes]):
     Args:
         reader: the opened pack.
         prefix: as given to ``blob_to_tensors``.
+        describe: puts an item in words, for the error that says it is damaged.
 
     Raises:
         PackError: tables that are damaged, or do not belong to their blob.
     """
 
-    def __init__(self, reader: PackReader, prefix: str) -> None:
+    def __init__(self, reader: PackReader, prefix: str, describe: Callable[[int], str] | None = None) -> None:
         self._reader = reader
         self._prefix = prefix
+        self._describe = describe
         size = reader.tensor(f"{prefix}.size")
         self._crc32 = reader.tensor(f"{prefix}.crc32")
-        num_bytes = len(reader.view(f"{prefix}.data"))
+        num_bytes = reader.num_bytes(f"{prefix}.data")
         if size.ndim != 1 or size.dtype not in (np.uint16, np.uint32):
             raise PackError(f"{prefix}.size must be one row of uint16 or uint32, not {size.dtype} {size.shape}")
         if self._crc32.dtype != np.uint32 or self._crc32.shape != size.shape:
             raise PackError(f"{prefix}.crc32 must be uint32 {size.shape}, not {self._crc32.dtype} {self._crc32.shape}")
-        self._end = np.cumsum(size, dtype=np.int64)
-        self._begin = self._end - size
-        if size.sum(dtype=np.int64) != num_bytes:
-            raise PackError(
-                f"{prefix}.size sums to {size.sum(dtype=np.int64)}, but {prefix}.data has {num_bytes} bytes"
-            )
+        self._bounds = np.zeros(len(size) + 1, np.int64)  # item i lies from bounds[i] to bounds[i + 1]
+        np.cumsum(size, out=self._bounds[1:])
+        if self._bounds[-1] != num_bytes:
+            raise PackError(f"{prefix}.size sums to {self._bounds[-1]}, but {prefix}.data has {num_bytes} bytes")
 
     def __len__(self) -> int:
-        return len(self._end)
+        return len(self._crc32)
 
     def __getitem__(self, index: int) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Read item ``index``, 0 to len - 1.
+        """Read item ``index``, 0 to len - 1; raises as ``items``."""
+        return self.items([index])[0]
+
+    def items(self, rows: Sequence[int]) -> list[bytes]:
+        """Read some items, in one round of requests.
+
+        Args:
+            rows: 0 to len - 1 each; in any order, repeats allowed.
 
         Raises:
-            PackError: the item is damaged.
+            PackError: an item is damaged.
+            OSError: they cannot be read.
             IndexError: there is no such item.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._prefix} has items 0 to {len(self) - 1}, not {index}")
-        item = self._reader.view(f"{self._prefix}.data")[self._begin[index] : self._end[index]].tobytes()
-        if zlib.crc32(item) != self._crc32[index]:
-            raise PackError(f"{self._reader.path}: item {index} of {self._prefix} is damaged: its CRC32 is wrong")
-        return item
+        for row in rows:
+            if not 0 <= row < len(self):
+                raise IndexError(f"{self._prefix} has items 0 to {len(self) - 1}, not {row}")
+        wanted = sorted(set(rows))
+        ranges = [(int(self._bounds[row]), int(self._bounds[row + 1])) for row in wanted]
+        found = dict(zip(wanted, self._reader.read(f"{self._prefix}.data", ranges), strict=True))
+        for row, item in found.items():
+            if zlib.crc32(item) != self._crc32[row]:
+                about = f" ({self._describe(row)})" if self._describe else ""
+                raise PackError(
+                    f"{self._reader.path}: item {row} of {self._prefix} is damaged: its CRC32 is wrong{about}"
+                )
+        return [found[row] for row in rows]

@@ -28,6 +28,22 @@ def test_items_come_back(tmp_path_factory, items):
             blob[-1]
 
 
+def test_several_items_are_read_in_one_go_and_none_twice(tmp_path, monkeypatch):
+    items = [b"%d" % i * i for i in range(20)]
+    write_pack(tmp_path / "a.nvpack", {}, blob_to_tensors("latents", items))
+    asked = []
+    read = PackReader.read
+    monkeypatch.setattr(PackReader, "read", lambda self, name, ranges: asked.append(ranges) or read(self, name, ranges))
+    blob = BlobReader(PackReader(tmp_path / "a.nvpack"), "latents")
+    asked.clear()
+    assert blob.items([7, 3, 7, 0, 19]) == [items[7], items[3], items[7], b"", items[19]]
+    assert [len(ranges) for ranges in asked] == [4]
+    assert blob.items(np.array([2, 1])) == [items[2], items[1]]  # type: ignore[arg-type]
+    assert blob.items([]) == []
+    with pytest.raises(IndexError, match="latents has items 0 to 19, not 20"):
+        blob.items([1, 20])
+
+
 def test_sizes_take_two_bytes_where_they_fit():
     for num_bytes, dtype in ((65535, np.uint16), (65536, np.uint32)):
         size = blob_to_tensors("a", [bytes(num_bytes), b"abc"])["a.size"]
@@ -53,6 +69,17 @@ def test_a_damaged_item_is_named_and_the_others_are_read(tiny_pack):
     assert blob[0] == b"first"
     with pytest.raises(PackError, match=r"tiny.nvpack: item 2 of keyframes is damaged: its CRC32 is wrong"):
         blob[2]
+
+
+def test_a_damaged_item_is_put_in_words(tiny_pack):
+    tiny_pack.write_bytes(tiny_pack.read_bytes().replace(b"third!", b"thirD!"))
+    blob = BlobReader(PackReader(tiny_pack), "keyframes", lambda row: f"frame {10 * row} of a.avi")
+    assert blob.items([0, 1]) == [b"first", b""]
+    with pytest.raises(
+        PackError, match=r"item 2 of keyframes is damaged: its CRC32 is wrong \(frame 20 of a\.avi\)$"
+    ) as error:
+        blob.items([0, 2])
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
 @pytest.mark.parametrize(

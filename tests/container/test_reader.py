@@ -6,8 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
+from neuralloader.container import reader as reader_module
 from neuralloader.container.blobs import BlobReader
 from neuralloader.container.reader import PackReader
+from neuralloader.container.source import LocalFile
 from neuralloader.container.writer import write_pack
 from neuralloader.errors import PackError
 
@@ -34,10 +36,38 @@ def test_manifest_and_tensors_come_back(tiny_pack, tiny_manifest, tiny_tensors):
     assert reader.tensor("scales.step")[0] == 0.5
 
 
-def test_views_are_the_raw_bytes_read_only(tiny_pack):
-    view = PackReader(tiny_pack).view("keyframes.data")
-    assert bytes(view) == b"firstthird!"
-    assert not view.flags.writeable
+def test_parts_of_a_tensor_are_read_and_not_checked(tiny_pack):
+    tiny_pack.write_bytes(tiny_pack.read_bytes().replace(b"third!", b"thirD!"))
+    reader = PackReader(tiny_pack)
+    assert reader.num_bytes("keyframes.data") == 11
+    assert reader.read("keyframes.data", [(5, 11), (0, 5), (3, 3)]) == [b"thirD!", b"first", b""]
+    for start, end in ((-1, 3), (3, 12), (4, 3)):
+        with pytest.raises(ValueError, match=rf"bytes {start} to {end} are not within the 11 bytes of keyframes.data"):
+            reader.read("keyframes.data", [(start, end)])
+    for read in (reader.num_bytes, reader.check_tensor, lambda name: reader.read(name, [])):
+        with pytest.raises(PackError, match=r"tiny.nvpack: the pack has no tensor 'weights.other'"):
+            read("weights.other")
+
+
+def test_a_tensor_is_checked_in_small_parts(tmp_path, monkeypatch):
+    path = tmp_path / "a.nvpack"
+    blob = np.random.default_rng(0).integers(0, 256, 10_001).astype(np.uint8)
+    write_pack(path, {}, {"keyframes.data": blob, "a.empty": blob[:0]})
+    monkeypatch.setattr(reader_module, "_CHUNK_BYTES", 1000)
+    asked = []
+    read = LocalFile.read
+    monkeypatch.setattr(LocalFile, "read", lambda self, ranges, **o: asked.extend(ranges) or read(self, ranges, **o))
+    reader = PackReader(path)
+    asked.clear()
+    reader.check_tensor("keyframes.data")
+    reader.check_tensor("a.empty")
+    assert [end - start for start, end in asked] == [*[1000] * 10, 1]
+
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PackError, match=r"a.nvpack: tensor keyframes.data is damaged: its bytes do not match its sha"):
+        reader.check_tensor("keyframes.data")
 
 
 def test_the_ledger_sums_to_the_file(tiny_pack):
@@ -105,37 +135,50 @@ def test_readers_pickle_small_and_open_the_file_again(tmp_path):
     path = tmp_path / "a.nvpack"
     write_pack(path, {}, {"keyframes.data": np.full(100_000, 7, np.uint8)})
     reader = PackReader(path)
-    assert reader.view("keyframes.data")[5] == 7
     pickled = pickle.dumps(reader)
     assert len(pickled) < 5000
     copy = pickle.loads(pickled)
-    assert copy.view("keyframes.data")[5] == 7
-    assert reader.view("keyframes.data")[5] == 7
+    assert copy.path == reader.path == path
+    for either in (copy, reader):
+        assert either.read("keyframes.data", [(5, 8)]) == [bytes([7, 7, 7])]
 
 
-def test_a_file_replaced_meanwhile_is_not_mistaken_for_the_first(tmp_path):
+@pytest.mark.parametrize("new_size", [3, 4])
+def test_a_file_replaced_meanwhile_is_not_mistaken_for_the_first(tmp_path, new_size):
     path = tmp_path / "a.nvpack"
     write_pack(path, {}, {"a.b": np.zeros(3, np.uint8)})
     reader = PackReader(path)
     pickled = pickle.dumps(reader)
-    reader.tensor("a.b")
-    write_pack(path, {}, {"a.b": np.ones(3, np.uint8)}, overwrite=True)
-    assert reader.tensor("a.b").tolist() == [0, 0, 0]  # still mapped
-    with pytest.raises(PackError, match="is another pack than the one that was opened; open it again"):
+    write_pack(path, {}, {"a.b": np.ones(new_size, np.uint8)}, overwrite=True)
+    assert reader.tensor("a.b").tolist() == [0, 0, 0]  # still open
+    with pytest.raises(PackError, match=r"a.nvpack is another pack than the one that was opened; open it again"):
         pickle.loads(pickled).tensor("a.b")
 
 
-def test_no_file_stays_open_after_closing(tiny_pack):
-    def open_files():
-        return [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_live(fd)]
+def test_a_file_truncated_meanwhile_is_an_error_and_no_signal(tmp_path):
+    path = tmp_path / "a.nvpack"
+    write_pack(path, {}, {"keyframes.data": np.zeros(1_000_000, np.uint8)})
+    reader = PackReader(path)
+    os.truncate(path, 500_000)
+    assert reader.read("keyframes.data", [(0, 9)]) == [bytes(9)]
+    for read in (reader.tensor, reader.check_tensor, lambda name: reader.read(name, [(800_000, 800_009)])):
+        with pytest.raises(PackError, match=r"a.nvpack is shorter than when it was opened: bytes .* are gone"):
+            read("keyframes.data")
 
-    def _is_live(fd):
-        return os.path.islink(f"/proc/self/fd/{fd}")
+
+def test_no_file_stays_open_after_closing(tiny_pack):
+    def num_open():
+        return sum(os.path.realpath(f"/proc/self/fd/{fd}") == str(tiny_pack) for fd in os.listdir("/proc/self/fd"))
 
     with PackReader(tiny_pack) as reader:
-        assert str(tiny_pack) not in open_files()  # nothing is mapped before the first read
         rate = reader.tensor("tables.rate")
-    assert str(tiny_pack) not in open_files()
+        assert num_open() == 1
+    assert num_open() == 0
     assert rate == 29.97
-    with pytest.raises(ValueError, match=r"the reader of .*tiny.nvpack is closed; open the pack again"):
-        reader.tensor("tables.rate")
+    for read in (reader.tensor, reader.check_tensor, lambda name: reader.read(name, [(0, 1)])):
+        with pytest.raises(ValueError, match=r"the reader of .*tiny.nvpack is closed; open the pack again"):
+            read("tables.rate")
+    tiny_pack.write_bytes(b"nothing")
+    with pytest.raises(PackError, match="too short"):
+        PackReader(tiny_pack)
+    assert num_open() == 0
