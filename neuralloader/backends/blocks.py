@@ -1,13 +1,18 @@
-"""Layers shared by the backends: positional encoding, warping, spatially-adaptive fusion, temporal mixing, upsampling.
+"""Layers shared by the backends: positional encoding, warping, spatially-adaptive fusion, temporal mixing, upsampling;
+and the rules by which widths and strides of an upsampling decoder follow from a frame size.
 
 Videos are folded into the batch: a map of N units of T frames is (N * T, C, H, W), so every convolution is 2-D.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from neuralloader.backends.base import refuse_size
 
 
 class PositionalEncoding(nn.Module):
@@ -15,19 +20,22 @@ class PositionalEncoding(nn.Module):
 
     With the papers' b = 1.25, levels past about 55 hang on the last bit of float32. The frequencies are therefore a
     table computed in float64 and rounded once, and the angle is one float32 product: the same on every machine.
+
+    With ``dtype=torch.float64``, table, angle and sine are float64 and only the result is rounded: for a time that
+    counts the frames of a whole corpus, where float32 is too coarse to tell neighbours apart at the levels that should.
     """
 
     frequencies: Tensor
 
-    def __init__(self, base: float, levels: int):
+    def __init__(self, base: float, levels: int, dtype: torch.dtype = torch.float32):
         super().__init__()
         table = torch.tensor([base**i * math.pi for i in range(levels)], dtype=torch.float64)
-        self.register_buffer("frequencies", table.float(), persistent=False)
+        self.register_buffer("frequencies", table.to(dtype), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """(...) in 0..1 -> (..., 2 * levels), float32."""
-        angle = t.float().unsqueeze(-1) * self.frequencies
-        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+        angle = t.to(self.frequencies.dtype).unsqueeze(-1) * self.frequencies
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).float()
 
 
 class KeyframeWarp(nn.Module):
@@ -119,13 +127,107 @@ class TemporalMLP(nn.Module):
 
 
 class UpsampleBlock(nn.Module):
-    """Convolution, PixelShuffle, GELU: the NeRV block (NeRV, section 3.1), here with kernel 3."""
+    """Convolution, PixelShuffle, GELU: the NeRV block (NeRV, section 3.1), there with kernel 3; kernels are odd."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int = 3):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels * stride**2, 3, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels * stride**2, kernel, padding=kernel // 2)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C_in, H, W) -> (M, C_out, H * stride, W * stride)."""
         return F.gelu(F.pixel_shuffle(self.conv(x), self.stride))
+
+
+class TimeStem(nn.Sequential):
+    """Linear, GELU, linear, GELU: an encoded time becomes the values of the first map (NeRV, section 3.1)."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int):
+        super().__init__(
+            nn.Linear(in_features, hidden_features), nn.GELU(), nn.Linear(hidden_features, out_features), nn.GELU()
+        )
+
+
+class UpsampleDecoder(nn.Module):
+    """From a small map to a frame: NeRV blocks, a convolution to RGB, and (tanh(x) + 1) / 2.
+
+    Args:
+        channels: of the map that comes in, then of the map that each block gives out.
+        strides: upscale of each block.
+        kernels: of each block's convolution, odd.
+        head_kernel: of the convolution to RGB, odd.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], kernels: Sequence[int], head_kernel: int):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            UpsampleBlock(c_in, c_out, stride, kernel)
+            for (c_in, c_out), stride, kernel in zip(pairwise(channels), strides, kernels, strict=True)
+        )
+        self.head = nn.Conv2d(channels[-1], 3, head_kernel, padding=head_kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, channels[0], H / product of the strides, W / product) -> (M, 3, H, W) float32 in 0..1."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        for stage in self.stages:
+            x = stage(x)
+        return (torch.tanh(self.head(x).float()) + 1) / 2
+
+
+def halve_channels(
+    base_channels: int, strides: Sequence[int], *, expansion: float = 1.0, min_channels: int = 96
+) -> tuple[int, ...]:
+    """Channels of a decoder by NeRV's rule: the first block multiplies by the expansion, each later one halves.
+
+    Args:
+        base_channels: of the map that comes in.
+        strides: of the blocks; a later block with stride 1 does not halve.
+        expansion: above 0.
+        min_channels: lower bound from the second block on.
+
+    Returns:
+        ``channels`` of an ``UpsampleDecoder``.
+    """
+    channels = [base_channels, int(base_channels * expansion)]
+    for stride in strides[1:]:
+        channels.append(max(channels[-1] // (1 if stride == 1 else 2), min_channels))
+    return tuple(channels)
+
+
+def fit_strides(frame_size: tuple[int, int], choices: Sequence[tuple[int, ...]], min_base_side: int) -> tuple[int, ...]:
+    """The first choice whose product divides the frame and leaves a base map of ``min_base_side`` pixels or more.
+
+    Args:
+        frame_size: (height, width).
+        choices: strides, in falling order of their products. The last is taken however small its base map is.
+        min_base_side: of the base map's shorter side.
+
+    Raises:
+        ValueError: not even the last choice divides the frame.
+    """
+    for strides in choices:
+        factor = math.prod(strides)
+        min_side = factor * (1 if strides == choices[-1] else min_base_side)
+        if all(side >= min_side and side % factor == 0 for side in frame_size):
+            return strides
+    raise ValueError(refuse_size(frame_size, math.prod(choices[-1])))
+
+
+def check_stages(frame_size: tuple[int, int], strides: Sequence[int], channels: Sequence[int]) -> None:
+    """Refuse, with a ValueError, strides that do not divide the frame, and too few or too many channels for them."""
+    factor = math.prod(strides)
+    if any(side < factor or side % factor for side in frame_size):
+        raise ValueError(f"{refuse_size(frame_size, factor)}; {factor} is the product of the strides {tuple(strides)}")
+    if len(channels) != len(strides) + 1:
+        raise ValueError(
+            f"channels {tuple(channels)} must be {len(strides) + 1} numbers: of the first map, then of the map after "
+            f"each of the strides {tuple(strides)}"
+        )
+    if min(channels) < 1:
+        raise ValueError(f"channels {tuple(channels)} must be 1 or more")
+
+
+def check_odd_kernel(name: str, kernel: int) -> None:
+    """Refuse, with a ValueError, a kernel that has no middle: maps would change their size."""
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"{name} {kernel} must be odd and positive; the nearest is {max(1, kernel - 1)}")

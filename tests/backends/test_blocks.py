@@ -16,7 +16,13 @@ from neuralloader.backends.blocks import (
     KeyframeWarp,
     PositionalEncoding,
     TemporalMLP,
+    TimeStem,
     UpsampleBlock,
+    UpsampleDecoder,
+    check_odd_kernel,
+    check_stages,
+    fit_strides,
+    halve_channels,
 )
 
 
@@ -154,6 +160,17 @@ def test_positional_encoding_does_not_depend_on_autocast_or_the_batch() -> None:
     assert torch.equal(together[:, :110], alone[:, :110])  # later levels turn on the last bit of sin itself
 
 
+def test_positional_encoding_in_float64_tells_the_frames_of_a_corpus_apart() -> None:
+    """80 levels of the times of neighbours among a million frames, as Python's own float64 has them."""
+    times = [k / 1_000_000 for k in (0, 1, 500_001, 999_998, 999_999)]
+    expected = [[wave(t * (1.25**i * math.pi)) for i in range(80) for wave in (math.sin, math.cos)] for t in times]
+    exact = PositionalEncoding(1.25, 80, torch.float64)(torch.tensor(times, dtype=torch.float64))
+    assert exact.dtype == torch.float32
+    torch.testing.assert_close(exact, torch.tensor(expected), atol=1e-6, rtol=0)
+    coarse = PositionalEncoding(1.25, 80)(torch.tensor(times, dtype=torch.float64))
+    assert (coarse - exact).abs().max() > 0.5, "else float32 would do"
+
+
 def test_fusion_scales_and_shifts_each_channel_and_pixel() -> None:
     fuse, x, content = AdaptiveFusion(2, 3), torch.randn(4, 3, 5, 6), torch.randn(4, 2, 5, 6)
     gamma, beta = F.conv2d(content, fuse.conv.weight, fuse.conv.bias).split(3, dim=1)
@@ -167,6 +184,88 @@ def test_upsample_block_shuffles_channels_into_pixels() -> None:
     for c, row, column in [(0, 0, 0), (1, 7, 13), (0, 19, 23), (1, 3, 2)]:
         before = conv[0, c * 16 + row % 4 * 4 + column % 4, row // 4, column // 4]
         torch.testing.assert_close(y[0, c, row, column], F.gelu(before))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_upsample_block_has_a_kernel(kernel: int) -> None:
+    block, x = UpsampleBlock(3, 2, 5, kernel), torch.randn(2, 3, 4, 6)
+    assert block.conv.weight.shape == (50, 3, kernel, kernel)
+    conv = F.conv2d(F.pad(x, [(kernel - 1) // 2] * 4), block.conv.weight, block.conv.bias)
+    torch.testing.assert_close(block(x), F.gelu(F.pixel_shuffle(conv, 5)))
+
+
+def test_time_stem_has_an_activation_after_both_layers() -> None:
+    stem, x = TimeStem(6, 5, 40), torch.randn(3, 6)
+    assert [name for name, _ in stem.named_parameters()] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    weights = list(stem.parameters())
+    hidden = F.gelu(x @ weights[0].T + weights[1])
+    torch.testing.assert_close(stem(x), F.gelu(hidden @ weights[2].T + weights[3]))
+
+
+@pytest.mark.parametrize("head_kernel", [1, 3])
+@torch.no_grad()
+def test_upsample_decoder_against_its_layers(head_kernel: int) -> None:
+    torch.manual_seed(0)
+    decoder, x = UpsampleDecoder((4, 3, 5), (3, 2), (1, 5), head_kernel), torch.randn(2, 4, 2, 3)
+    names = [f"{layer}.{part}" for layer in ("stages.0.conv", "stages.1.conv", "head") for part in ("weight", "bias")]
+    weights = dict(decoder.named_parameters())
+    assert list(weights) == names
+    weights["head.weight"].mul_(20)  # into the bends of tanh
+    y = F.gelu(F.pixel_shuffle(F.conv2d(x, weights[names[0]], weights[names[1]]), 3))
+    y = F.gelu(F.pixel_shuffle(F.conv2d(y, weights[names[2]], weights[names[3]], padding=2), 2))
+    y = F.conv2d(y, weights[names[4]], weights[names[5]], padding=head_kernel // 2)
+    frames = decoder(x)
+    assert frames.shape == (2, 3, 12, 18)
+    assert frames.max() > 0.9
+    torch.testing.assert_close(frames, 1 / (1 + (-2 * y).exp()))  # what (tanh(y) + 1) / 2 is
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decoder(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("base", "strides", "expansion", "least", "channels"),
+    [
+        (26, (5, 2, 2, 2, 2), 1.0, 96, (26, 26, 96, 96, 96, 96)),
+        (64, (5, 3, 2, 2, 2), 8.0, 32, (64, 512, 256, 128, 64, 32)),
+        (15, (5, 3, 1, 2), 1.5, 2, (15, 22, 11, 11, 5)),  # 22.5, 5.5: rounded down; stride 1 does not halve
+        (620, (2, 2, 2, 2), 1.0, 96, (620, 620, 310, 155, 96)),
+    ],
+)
+def test_channels_halve(
+    base: int, strides: tuple[int, ...], expansion: float, least: int, channels: tuple[int, ...]
+) -> None:
+    assert halve_channels(base, strides, expansion=expansion, min_channels=least) == channels
+
+
+def test_strides_are_the_first_that_divide_and_leave_enough() -> None:
+    choices = ((4, 2, 2), (3, 2), (2, 2))
+    assert fit_strides((48, 96), choices, 3) == (4, 2, 2)
+    assert fit_strides((48, 96), choices, 4) == (3, 2)
+    assert fit_strides((4, 96), choices, 4) == (2, 2)
+    with pytest.raises(ValueError, match="frame size 50x96: height and width must be multiples of 4; the nearest is"):
+        fit_strides((50, 96), choices, 3)
+    with pytest.raises(ValueError, match="frame size 0x96"):
+        fit_strides((0, 96), choices, 3)
+
+
+def test_stages_that_do_not_fit_together() -> None:
+    check_stages((40, 60), (5, 2), (3, 4, 5))
+    text = (
+        r"frame size 40x64: height and width must be multiples of 10; the nearest is 40x60; 10 is .* strides \(5, 2\)$"
+    )
+    with pytest.raises(ValueError, match=text):
+        check_stages((40, 64), (5, 2), (3, 4, 5))
+    for channels in ((3, 4), (3, 4, 5, 6)):
+        with pytest.raises(ValueError, match=r"channels \(3, 4.*\) must be 3 numbers: .* the strides \(5, 2\)$"):
+            check_stages((40, 60), (5, 2), channels)
+    with pytest.raises(ValueError, match=r"channels \(3, 0, 5\) must be 1 or more"):
+        check_stages((40, 60), (5, 2), (3, 0, 5))
+
+
+@pytest.mark.parametrize(("kernel", "nearest"), [(2, 1), (6, 5), (0, 1), (-3, 1)])
+def test_a_kernel_without_a_middle(kernel: int, nearest: int) -> None:
+    with pytest.raises(ValueError, match=f"head_kernel {kernel} must be odd and positive; the nearest is {nearest}$"):
+        check_odd_kernel("head_kernel", kernel)
 
 
 def test_bottleneck_head_has_a_quarter_of_the_channels() -> None:
