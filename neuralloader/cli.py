@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         "--frame-rate", type=_frame_rate, default=2.0, metavar="F", help="frames per second, or native (default: 2)"
     )
     pack.add_argument("--size", type=_size, default=(256, 320), metavar="HxW", help="frame size (default: 256x320)")
-    pack.add_argument("--backend", default="dnerv", choices=["dnerv"], help="the network (default: dnerv)")
+    pack.add_argument(
+        "--backend", default="dnerv", choices=["dnerv", "nerv", "cnerv", "hnerv"], help="the network (default: dnerv)"
+    )
     pack.add_argument("--config", default="fast", choices=["fast", "paper"], help="its configuration (default: fast)")
     size = pack.add_mutually_exclusive_group()
     size.add_argument("--preset", default="S", choices=["XS", "S", "M", "L"], help="its size (default: S)")
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     duration.add_argument("--epochs", type=int, metavar="E", help="the same in passes over the corpus; repeatable")
     pack.add_argument("--keyframe-quality", type=int, metavar="Q", help="1 to 100 (default: the configuration's)")
     pack.add_argument("--keyframe-codec", default="avif", choices=["avif", "webp", "jpeg", "png"])
+    pack.add_argument("--hold-out", type=int, metavar="N", help="do not train on every Nth frame of a video")
     pack.add_argument("--seed", type=int, default=0)
     pack.add_argument("--on-error", default="raise", choices=["raise", "skip"], help="what to do about bad videos")
     pack.add_argument("--force", action="store_true", help="replace a pack that is there")
@@ -68,12 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     pack.set_defaults(run=_pack)
 
     info = commands.add_parser("info", help="what is in a pack, and what every part of it costs")
-    info.add_argument("pack", type=Path)
+    _add_pack(info)
     info.add_argument("--json", action="store_true", help="one JSON object")
     info.set_defaults(run=_info)
 
+    verify = commands.add_parser("verify", help="check every byte of a pack, and name what is damaged")
+    _add_pack(verify)
+    verify.set_defaults(run=_verify)
+
     extract = commands.add_parser("extract", help="decode a pack to PNG files")
-    extract.add_argument("pack", type=Path)
+    _add_pack(extract)
     extract.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     _add_device(extract)
     extract.set_defaults(run=_extract)
@@ -83,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--minutes", type=float, default=2.5, metavar="M", help="how long to train (default: 2.5)")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pack", help="a .nvpack file, or its URL")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +122,7 @@ def _pack(options: argparse.Namespace) -> None:
         on_error=options.on_error,
         keyframe_codec=options.keyframe_codec,
         keyframe_quality=options.keyframe_quality,
+        hold_out=options.hold_out,
         overwrite=options.force,
     )
     with StageBars() as bars:
@@ -119,20 +131,33 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from neuralloader.packfile import open_pack
+    from neuralloader.packfile import Pack
     from neuralloader.report.measure import describe_pack, info_lines
 
-    facts = describe_pack(open_pack(options.pack))
+    facts = describe_pack(Pack(options.pack))
     print(json.dumps(facts) if options.json else "\n".join(info_lines(facts)))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from neuralloader.packfile import verify_pack
+
+    with StageBars() as bars:
+        found = verify_pack(options.pack, lambda done: bars.report("verify", done, ""))
+    if found.problems:
+        raise PackError("\n  ".join([f"{options.pack} is damaged:", *found.problems]))
+    print(
+        f"{options.pack} is whole: {found.num_tensors} tensors, {found.num_keyframes} key-frames and "
+        f"{found.num_clips} clips checked"
+    )
 
 
 def _extract(options: argparse.Namespace) -> None:
     from neuralloader.loading.extract import extract_frames
-    from neuralloader.packfile import open_pack
+    from neuralloader.packfile import Pack
 
     with StageBars() as bars:
         num_frames = extract_frames(
-            open_pack(options.pack),
+            Pack(options.pack),
             options.output,
             _device(options.device),
             lambda done: bars.report("extract frames", done, ""),

@@ -6,6 +6,8 @@ key-frame, and one more at the last frame; a clip leans on the two key-frames ar
     frame    0  1  2  3  4  5  6  7 | 8  9 10 11 12 13         14 frames, 8 a clip, a key-frame every 8
     clip     [--------- 0 --------]   [------- 1 ------] +2     two padded frames repeat frame 13
     keys     0                        8              13
+
+A corpus may have no key-frames at all, where its network needs none.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 UNLABELLED = -1  # the label of a video in a folder without classes
+NO_KEY = -1  # the key-frames of a clip in a corpus without any
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class ClipTable:
         video: (num_clips,) int64, row in the video list.
         first_frame: (num_clips,) int64, the clip's first frame, counted inside its video.
         num_valid: (num_clips,) int64, frames before the padding starts, 1 to frames_per_clip.
-        start_key: (num_clips,) int64, row of the key-frame at or before the first frame.
-        end_key: (num_clips,) int64, row of the key-frame after the clip, or at the video's last frame.
+        start_key: (num_clips,) int64, row of the key-frame at or before the first frame, or ``NO_KEY``.
+        end_key: (num_clips,) int64, row of the key-frame after the clip, or at the video's last frame; or ``NO_KEY``.
     """
 
     video: np.ndarray
@@ -84,13 +87,15 @@ class KeyframeTable:
         return len(self.video)
 
 
-def index_corpus(num_frames: np.ndarray, *, frames_per_clip: int, key_interval: int) -> tuple[ClipTable, KeyframeTable]:
+def index_corpus(
+    num_frames: np.ndarray, *, frames_per_clip: int, key_interval: int | None
+) -> tuple[ClipTable, KeyframeTable]:
     """Cut every video into clips and place its key-frames (D-NeRV, section 3; neighbouring clips share a key-frame).
 
     Args:
         num_frames: (num_videos,) frames of each video, 1 or more.
         frames_per_clip: frames in a clip; the last clip of a video may hold fewer.
-        key_interval: frames between key-frames, a multiple of frames_per_clip.
+        key_interval: frames between key-frames, a multiple of frames_per_clip; None is no key-frames.
 
     Returns:
         The clip table and the key-frame table, both in video order.
@@ -99,12 +104,23 @@ def index_corpus(num_frames: np.ndarray, *, frames_per_clip: int, key_interval: 
         ValueError: a video without frames, or an interval that is no multiple of the clip.
     """
     num_frames = np.asarray(num_frames, dtype=np.int64)
-    if frames_per_clip < 1 or key_interval < 1 or key_interval % frames_per_clip:
+    interval = frames_per_clip if key_interval is None else key_interval
+    if frames_per_clip < 1 or interval < 1 or interval % frames_per_clip:
         raise ValueError(
             f"key_interval={key_interval} must be a positive multiple of frames_per_clip={frames_per_clip}"
         )
     if len(num_frames) and num_frames.min() < 1:
         raise ValueError(f"video {int(num_frames.argmin())} has {int(num_frames.min())} frames; every video needs one")
+
+    num_clips = -(-num_frames // frames_per_clip)
+    clip_video = np.repeat(np.arange(len(num_frames)), num_clips)
+    clip_in_video = np.arange(num_clips.sum()) - (np.cumsum(num_clips) - num_clips)[clip_video]
+    first_frame = clip_in_video * frames_per_clip
+    num_valid = np.minimum(frames_per_clip, num_frames[clip_video] - first_frame)
+    if key_interval is None:
+        no_key = np.full(len(clip_video), NO_KEY)
+        nothing = np.zeros(0, np.int64)
+        return ClipTable(clip_video, first_frame, num_valid, no_key, no_key), KeyframeTable(nothing, nothing)
 
     num_intervals = -(-num_frames // key_interval)
     last_is_key = (num_frames - 1) % key_interval == 0  # then no extra key-frame stands at the last frame
@@ -112,22 +128,9 @@ def index_corpus(num_frames: np.ndarray, *, frames_per_clip: int, key_interval: 
     first_key = np.cumsum(num_keys) - num_keys
     key_video = np.repeat(np.arange(len(num_frames)), num_keys)
     key_frame = np.minimum((np.arange(num_keys.sum()) - first_key[key_video]) * key_interval, num_frames[key_video] - 1)
-
-    num_clips = -(-num_frames // frames_per_clip)
-    clip_video = np.repeat(np.arange(len(num_frames)), num_clips)
-    clip_in_video = np.arange(num_clips.sum()) - (np.cumsum(num_clips) - num_clips)[clip_video]
-    first_frame = clip_in_video * frames_per_clip
     start_key = first_key[clip_video] + first_frame // key_interval
-    return (
-        ClipTable(
-            video=clip_video,
-            first_frame=first_frame,
-            num_valid=np.minimum(frames_per_clip, num_frames[clip_video] - first_frame),
-            start_key=start_key,
-            end_key=np.minimum(start_key + 1, (first_key + num_keys - 1)[clip_video]),
-        ),
-        KeyframeTable(video=key_video, frame=key_frame),
-    )
+    end_key = np.minimum(start_key + 1, (first_key + num_keys - 1)[clip_video])
+    return ClipTable(clip_video, first_frame, num_valid, start_key, end_key), KeyframeTable(key_video, key_frame)
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,8 @@ class FrameTable:
         video: (num_frames,) int64, row in the video list.
         frame: (num_frames,) int64, frame number inside its video.
         clip: (num_frames,) int64, row in the clip table.
-        keys: (num_frames, 2) int64, rows of the start and end key-frames.
-        phase: (num_frames,) float32, 0 at the start key-frame, 1 at the end one; 0 where they are the same.
+        keys: (num_frames, 2) int64, rows of the start and end key-frames, or ``NO_KEY`` twice.
+        phase: (num_frames,) float32, 0 at the start key-frame, 1 at the end one; 0 where they are the same or missing.
         time: (num_frames,) float32, 0 at the video's first frame, 1 at its last; 0 in a video of one frame.
         is_key: (num_frames,) bool, whether the frame is itself a key-frame.
         first_row: (num_videos + 1,) int64, row of each video's first frame, and the number of rows.
@@ -180,15 +183,19 @@ def index_frames(clips: ClipTable, keys: KeyframeTable) -> FrameTable:
     first_row = np.concatenate([np.flatnonzero(np.diff(video, prepend=-1)), [len(video)]])
     last_frame = np.diff(first_row)[video] - 1
     pair = np.stack([clips.start_key[clip], clips.end_key[clip]], axis=1)
-    start, end = keys.frame[pair[:, 0]], keys.frame[pair[:, 1]]
+    if len(keys):
+        start, end = keys.frame[pair[:, 0]], keys.frame[pair[:, 1]]
+        phase, is_key = (frame - start) / np.maximum(1, end - start), (frame == start) | (frame == end)
+    else:
+        phase, is_key = np.zeros(len(frame)), np.zeros(len(frame), bool)
     return FrameTable(
         video=video,
         frame=frame,
         clip=clip,
         keys=pair,
-        phase=((frame - start) / np.maximum(1, end - start)).astype(np.float32),
+        phase=phase.astype(np.float32),
         time=(frame / np.maximum(1, last_frame)).astype(np.float32),
-        is_key=(frame == start) | (frame == end),
+        is_key=is_key,
         first_row=first_row,
     )
 

@@ -3,13 +3,25 @@
 from typing import Any
 
 from neuralloader.backends.base import Backend, KeyFeatures, Units, select_units
+from neuralloader.backends.cnerv import CNeRV, CNeRVConfig
+from neuralloader.backends.cnerv_fast import FastCNeRV, FastCNeRVConfig
 from neuralloader.backends.dnerv import DNeRV, DNeRVConfig
 from neuralloader.backends.dnerv_fast import FastDNeRV, FastDNeRVConfig
+from neuralloader.backends.hnerv import HNeRV, HNeRVConfig
+from neuralloader.backends.hnerv_fast import FastHNeRV, FastHNeRVConfig
+from neuralloader.backends.nerv import NeRV, NeRVConfig
+from neuralloader.backends.nerv_fast import FastNeRV, FastNeRVConfig
 
 # (backend, configuration) -> the frozen record a network is built from, and the network
 BACKENDS: dict[tuple[str, str], tuple[type[Any], type[Backend]]] = {
     ("dnerv", "fast"): (FastDNeRVConfig, FastDNeRV),
     ("dnerv", "paper"): (DNeRVConfig, DNeRV),
+    ("nerv", "fast"): (FastNeRVConfig, FastNeRV),
+    ("nerv", "paper"): (NeRVConfig, NeRV),
+    ("cnerv", "fast"): (FastCNeRVConfig, FastCNeRV),
+    ("cnerv", "paper"): (CNeRVConfig, CNeRV),
+    ("hnerv", "fast"): (FastHNeRVConfig, FastHNeRV),
+    ("hnerv", "paper"): (HNeRVConfig, HNeRV),
 }
 PRESETS = ("XS", "S", "M", "L")
 

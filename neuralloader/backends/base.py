@@ -5,11 +5,13 @@ Decoding goes in two steps, so that work shared by many frames is done once:
     key-frames (K, 3, H, W) --encode_keyframes--> features, K rows each    once per key-frame, may be cached
     features, Units, latents --decode--> frames (N, T, 3, H, W)            N units of T frames
 
-A unit is the smallest thing the network can decode: a frame (T = 1) or a whole clip.
+A unit is the smallest thing the network can decode: a frame (T = 1) or a whole clip. What is stored beside the weights
+differs: key-frames for D-NeRV, a latent (the papers' embedding) a frame for CNeRV and HNeRV, nothing for NeRV.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,17 +30,20 @@ class Units:
         keys: (N, 2) int64, rows of the start and the end key-frame in the features.
         phase: (N, T) float32, 0 at the start key-frame and 1 at the end one.
         time: (N, T) float32, 0 at the video's first frame and 1 at its last.
+        corpus_time: (N, T) float64, k / K for frame k of all K frames of the corpus, its videos behind one another.
     """
 
     keys: Tensor
     phase: Tensor
     time: Tensor
+    corpus_time: Tensor
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device) -> "Units":
-        return Units(*(t.to(device, non_blocking=True) for t in (self.keys, self.phase, self.time)))
+        tensors = (self.keys, self.phase, self.time, self.corpus_time)
+        return Units(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def select_units(table: FrameTable, rows: np.ndarray) -> tuple[np.ndarray, Units]:
@@ -49,13 +54,16 @@ def select_units(table: FrameTable, rows: np.ndarray) -> tuple[np.ndarray, Units
         rows: (N, T) rows of it, a unit each.
 
     Returns:
-        (K,) rows of the key-frame table, ascending, none twice; and the units, whose keys count those K.
+        (K,) rows of the key-frame table, ascending, none twice; and the units, whose keys count those K. In a pack
+        without key-frames, K is 0 and the units' keys are -1.
     """
-    keys, position = np.unique(table.keys[rows[:, 0]], return_inverse=True)
+    pairs = table.keys[rows[:, 0]]
+    keys, position = np.unique(pairs[pairs >= 0], return_inverse=True)
     units = Units(
-        keys=torch.from_numpy(position.reshape(-1, 2)),
+        keys=torch.from_numpy(position.reshape(-1, 2) if len(keys) else pairs),
         phase=torch.from_numpy(table.phase[rows]),
         time=torch.from_numpy(table.time[rows]),
+        corpus_time=torch.from_numpy(rows / len(table)),
     )
     return keys, units
 
@@ -71,19 +79,25 @@ class Backend(nn.Module, ABC):
     """A network that decodes units from key-frame features and, where it has them, latents.
 
     Attributes:
+        uses_keyframes: whether frames lean on key-frames; if not, none are stored.
         frames_per_unit: T, the frames decoded together.
         values_per_pixel: channels of the widest map at the frame's size; tells how many frames fit into a memory.
         latent_shape: (channels, height, width) of the int8 latent stored for each frame that is no key-frame,
             or None where the backend stores none.
+        latent_bits: None where latents are whole numbers, which training knows and ``estimate_bits`` prices; else
+            the bits of the even grid, one for each channel, that real-valued latents are rounded to after training.
+        weight_levels: how its weights are quantised, as ``codecs.quantize`` has it.
     """
 
+    uses_keyframes: bool
     frames_per_unit: int
     values_per_pixel: int
     latent_shape: tuple[int, int, int] | None = None
+    latent_bits: int | None = None
+    weight_levels: Literal["even", "paper"] = "even"
 
-    @abstractmethod
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
-        """Features of key-frames.
+        """Features of key-frames; none from a network that uses none.
 
         Args:
             keyframes: (K, 3, H, W) uint8 RGB.
@@ -91,6 +105,7 @@ class Backend(nn.Module, ABC):
         Returns:
             Tensors with K rows each.
         """
+        return ()
 
     @abstractmethod
     def decode(self, features: KeyFeatures, units: Units, latents: Tensor | None) -> Tensor:
@@ -118,10 +133,15 @@ class Backend(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} stores no latents")
 
-    def latent_bits(self, latents: Tensor) -> Tensor:
+    def estimate_bits(self, latents: Tensor) -> Tensor:
         """Estimated bits of (M, *latent_shape) latents, a differentiable (M,) float32."""
         raise NotImplementedError(f"{type(self).__name__} stores no latents")
 
     def is_stored(self, name: str) -> bool:
         """Whether the parameter of this name is needed for decoding; the others stay out of the pack."""
         return True
+
+    def scale_axis(self, name: str, shape: tuple[int, ...]) -> int | Literal["best"] | None:
+        """The axis of a parameter whose every index gets its own quantiser scale: output channels of a weight; None,
+        one scale for all of it, for a bias or another short vector."""
+        return 0 if len(shape) >= 2 else None

@@ -142,6 +142,8 @@ class Stage(nn.Module):
 class DNeRV(Backend):
     """The published network; a unit is a clip of ``frames_per_clip`` frames, padding included."""
 
+    uses_keyframes = True
+    weight_levels = "paper"
     mean: Tensor
     std: Tensor
     key_blend: Tensor
@@ -175,6 +177,9 @@ class DNeRV(Backend):
         # the base map sees the two keys through a half-pixel-centred resize along time, not through the phase
         at = (torch.arange(config.frames_per_clip) + 0.5) * 2 / config.frames_per_clip - 0.5
         self.register_buffer("key_blend", at.clamp(0, 1), persistent=False)
+
+    def scale_axis(self, name: str, shape: tuple[int, ...]) -> int | None:
+        return 1 if len(shape) in (2, 4, 5) and not name.startswith("stem.") else None  # input channels, as published
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
         keys = (keyframes.float() / 255 - self.mean) / self.std

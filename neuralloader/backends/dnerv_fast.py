@@ -21,14 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuralloader.backends.base import Backend, KeyFeatures, Units, refuse_size
+from neuralloader.backends.base import Backend, KeyFeatures, Units
 from neuralloader.backends.blocks import AdaptiveFusion, BottleneckHead, KeyframeWarp, UpsampleBlock
+from neuralloader.backends.lowres import HEAD_STRIDE, TRUNK_STRIDE, check_frame_size, unshuffle
+from neuralloader.backends.rate import LaplaceRate
 
-HEAD_STRIDE = 4  # the head's PixelShuffle: from 1/4 of the frame to the frame
-TRUNK_STRIDE = 16  # the trunk starts at 1/16 of the frame
 PHASE_FREQUENCIES = (0.5, 1.0, 2.0, 3.0)  # half-turns per key interval
-MIN_SCALE = 0.05  # of the latents' Laplace model: keeps the estimate finite where a channel is unused
-CENTRE, UNIT = 0.5, 0.25  # images enter the network as (value - centre) / unit, values in 0..1
 RESIDUAL_UNIT = 0.25
 
 
@@ -53,8 +51,7 @@ class FastDNeRVConfig:
     encoder_width: int = 96
 
     def __post_init__(self) -> None:
-        if any(side < TRUNK_STRIDE or side % TRUNK_STRIDE for side in self.frame_size):
-            raise ValueError(refuse_size(self.frame_size, TRUNK_STRIDE))
+        check_frame_size(self.frame_size)
 
     @staticmethod
     def of_width(width: int, frame_size: tuple[int, int]) -> "FastDNeRVConfig":
@@ -156,6 +153,8 @@ class Head(nn.Module):
 class FastDNeRV(Backend):
     """The default network; a unit is one frame."""
 
+    uses_keyframes = True
+
     def __init__(self, config: FastDNeRVConfig):
         super().__init__()
         self.config, self.frames_per_unit = config, 1
@@ -165,7 +164,7 @@ class FastDNeRV(Backend):
         self.latent_shape = (config.latent_channels, height, width)
         self.content = ContentEncoder(config.content_channels)
         self.encoder = LatentEncoder(config.encoder_width, config.latent_channels)
-        self.log_scale = nn.Parameter(torch.zeros(config.latent_channels, 1, 1))  # of the latents' Laplace model
+        self.rate = LaplaceRate(config.latent_channels)
         self.base = nn.Conv2d(
             2 * coarse + config.latent_channels + 2 * len(PHASE_FREQUENCIES), 2 * config.width, 3, padding=1
         )
@@ -178,7 +177,7 @@ class FastDNeRV(Backend):
         self.head = Head(config.width, config.width, fine, config.frame_size)
 
     def is_stored(self, name: str) -> bool:
-        return not name.startswith("encoder.") and name != "log_scale"
+        return not name.startswith(("encoder.", "rate."))
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
         images = keyframes.float() / 255
@@ -188,11 +187,8 @@ class FastDNeRV(Backend):
         frames, keyframes = (unshuffle(images.float() / 255) for images in (frames.flatten(0, 1), keyframes))
         return self.encoder(frames, keyframes, units.keys)
 
-    def latent_bits(self, latents: Tensor) -> Tensor:
-        """Minus log2 of a Laplace distribution per channel, integrated over each rounding interval, summed."""
-        scale, distance = F.softplus(self.log_scale) + MIN_SCALE, latents.abs()
-        probability = laplace_cdf((0.5 - distance) / scale) - laplace_cdf((-0.5 - distance) / scale)
-        return -probability.clamp_min(1e-9).log2().sum(dim=(1, 2, 3))
+    def estimate_bits(self, latents: Tensor) -> Tensor:
+        return self.rate(latents)
 
     def decode(self, features: KeyFeatures, units: Units, latents: Tensor | None) -> Tensor:
         assert latents is not None, "a fast D-NeRV decodes from latents"
@@ -210,14 +206,3 @@ class FastDNeRV(Backend):
         """(M, 1, 1, 1) -> (M, 8, 1, 1)."""
         waves = [wave(phase * (math.pi * f)) for wave in (torch.sin, torch.cos) for f in PHASE_FREQUENCIES]
         return torch.cat(waves, dim=1)
-
-
-def unshuffle(images: Tensor) -> Tensor:
-    """(M, 3, H, W) in 0..1 -> (M, 48, H/4, W/4) around 0, channels last."""
-    centred = (F.pixel_unshuffle(images, HEAD_STRIDE) - CENTRE) / UNIT
-    return centred.contiguous(memory_format=torch.channels_last)
-
-
-def laplace_cdf(x: Tensor) -> Tensor:
-    """Distribution function of the Laplace distribution of scale 1."""
-    return 0.5 - 0.5 * x.sign() * torch.expm1(-x.abs())

@@ -1,18 +1,27 @@
 """Min-max quantiser: float32 tensors to small integer codes with fp16 scales, and back. It knows no file and no model.
 
-    value  ~  minimum + scale * code        code in 0 .. 2^bits - 1, one (minimum, scale) a tensor or a channel
+    value  ~  minimum + scale * code        one (minimum, scale) a tensor, or one for each index of an axis
 
-Minimum and scale are rounded to fp16 *outwards* (minimum down, scale up) before the codes are chosen against them, so
-that the grid which is stored covers every value: the error is at most half a step, and nothing is clipped.
+"even"      code in 0 .. 2^bits - 1. Minimum and scale are rounded to fp16 *outwards* (minimum down, scale up) before
+            the codes are chosen against them, so that the grid which is stored covers every value: the error is at
+            most half a step, and nothing is clipped.
+"paper"     code in 0 .. 2^bits, one level more: the formula of NeRV and D-NeRV. Minimum and scale are rounded to the
+            nearest fp16, so that an end may be clipped by that rounding; the papers keep them in fp32. Zeros of pruned
+            weights are not set apart from the range, as NeRV does.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from neuralloader.errors import PackError
 
+Levels = Literal["even", "paper"]
+
 _FP16_MAX = 65504.0
+_BITS_PER_SCALE = 32  # minimum and scale
+_MAX_SCALE_SHARE = 0.02  # of the bits of the codes
 
 
 @dataclass(frozen=True)
@@ -20,8 +29,8 @@ class QuantizedTensor:
     """A tensor as integer codes on an even grid.
 
     Attributes:
-        codes: uint8, the tensor's shape.
-        minimum: float16, finite, broadcastable against codes: the value of code 0.
+        codes: uint8, or uint16 where there are more than 256 levels; the tensor's shape.
+        minimum: float16, finite: the value of code 0. Its shape is (), or 1 along all axes of the codes but one.
         scale: float16, finite and not negative, the shape of minimum: the value of one step.
 
     Raises:
@@ -33,59 +42,74 @@ class QuantizedTensor:
     scale: np.ndarray
 
     def __post_init__(self) -> None:
-        if self.codes.dtype != np.uint8:
-            raise PackError(f"quantised codes must be uint8, not {self.codes.dtype}")
+        if self.codes.dtype not in (np.uint8, np.uint16):
+            raise PackError(f"quantised codes must be uint8 or uint16, not {self.codes.dtype}")
         for name, values in (("minimum", self.minimum), ("scale", self.scale)):
             if values.dtype != np.float16:
                 raise PackError(f"the {name} of quantised codes must be float16, not {values.dtype}")
             if not np.isfinite(values).all():
                 raise PackError(f"the {name} of quantised codes must be finite, and holds {_first_nonfinite(values)}")
-        if self.minimum.shape != self.scale.shape or not _broadcasts(self.scale.shape, self.codes.shape):
+        if self.minimum.shape != self.scale.shape or not _is_scale_shape(self.scale.shape, self.codes.shape):
             raise PackError(
-                f"minimum {self.minimum.shape} and scale {self.scale.shape} must have one shape that broadcasts "
-                f"against the codes {self.codes.shape}"
+                f"minimum {self.minimum.shape} and scale {self.scale.shape} must have one shape: (), or that of the "
+                f"codes {self.codes.shape} with 1 along every axis but one"
             )
         if (self.scale < 0).any():
             raise PackError(f"the scale of quantised codes must not be negative, and holds {self.scale.min()}")
 
+    @property
+    def axis(self) -> int | None:
+        """The axis whose every index has its own scale, from 0; None where one is for all.
 
-def quantize(values: np.ndarray, *, bits: int = 8, axis: int | None = None) -> QuantizedTensor:
-    """Round a tensor to 2^bits evenly spaced levels between its smallest and its largest value.
+        Where the axis has one index, so that any axis of one index would do, it is the first of those.
+        """
+        shape = self.scale.shape
+        return next((i for i in range(len(shape)) if shape == _scale_shape(self.codes.shape, i)), None)
+
+
+def quantize(
+    values: np.ndarray, *, bits: int = 8, axis: int | Literal["best"] | None = None, levels: Levels = "even"
+) -> QuantizedTensor:
+    """Round a tensor to evenly spaced levels between its smallest and its largest value.
 
     Args:
         values: float32, any shape, finite.
         bits: 2 to 8.
-        axis: None for one grid over the tensor, or the axis whose every index gets its own grid.
+        axis: None for one grid over the tensor, or the axis whose every index gets its own grid. "best" is the choice
+            with the least mean error among None and each axis whose scales, 32 bits an index, take less than 2% of the
+            bits of the codes; of equals, the one with the fewest scales. HNeRV's rule (section 3.4 of its notes) is of
+            this kind, but it shares a scale *along* a long axis, one for each index of all the others together; a pack
+            has one axis for each tensor.
+        levels: "even" is 2^bits levels that cover every value; "paper" is the papers' 2^bits + 1, see above.
 
     Returns:
-        The codes, with minimum and scale of shape () for axis None, else 1 along every axis but the given one.
+        The codes, uint8 or (with 257 levels) uint16, with minimum and scale of shape () for one grid, else 1 along
+        every axis but the chosen one.
 
     Raises:
-        ValueError: a dtype, bits or axis out of range, NaN or infinity, or values beyond what fp16 scales can span.
+        ValueError: a dtype or argument out of range, NaN or infinity, or values beyond what fp16 scales can span.
     """
     if values.dtype != np.float32:
         raise ValueError(f"values must be float32, not {values.dtype}")
     if not 2 <= bits <= 8:
         raise ValueError(f"bits={bits} must be 2 to 8")
-    if axis is not None and not -values.ndim <= axis < values.ndim:
-        raise ValueError(f"axis={axis} must be None or an axis of the shape {values.shape}")
+    if levels not in get_args(Levels):
+        raise ValueError(f"levels={levels!r} must be one of {', '.join(get_args(Levels))}")
+    if axis is not None and axis != "best" and (isinstance(axis, str) or not -values.ndim <= axis < values.ndim):
+        raise ValueError(f'axis={axis!r} must be None, "best" or an axis of the shape {values.shape}')
     if not np.isfinite(values).all():
         raise ValueError(f"values must be finite, and hold {_first_nonfinite(values)}")
 
-    low, high = _range(values, axis)
-    minimum = _round_down_to_fp16(low)
-    num_steps = 2**bits - 1
-    scale = -_round_down_to_fp16(-(high - minimum) / num_steps)
-    if np.isinf(minimum).any() or np.isinf(scale).any():
+    candidates = _cheap_axes(values.shape, bits) if axis == "best" else [axis]
+    quantized = [q for each in candidates if (q := _quantize_along(values, bits, each, levels)) is not None]
+    if not quantized:
         raise ValueError(
             f"values from {values.min():g} to {values.max():g} cannot be quantised to {bits} bits: minimum and step "
             f"are stored as fp16, which ends at {_FP16_MAX:g}"
         )
-
-    # A constant that fp16 can write has scale 0; dividing by 1 instead gives it code 0.
-    steps = (values - minimum.astype(np.float32)) / np.where(scale == 0, 1, scale).astype(np.float32)
-    codes = np.clip(np.rint(steps), 0, num_steps).astype(np.uint8)
-    return QuantizedTensor(codes, minimum, scale)
+    if len(quantized) == 1:
+        return quantized[0]
+    return min(quantized, key=lambda q: (np.abs(dequantize(q) - values).mean(dtype=np.float64), q.scale.size))
 
 
 def dequantize(quantized: QuantizedTensor) -> np.ndarray:
@@ -93,14 +117,40 @@ def dequantize(quantized: QuantizedTensor) -> np.ndarray:
     return quantized.codes * quantized.scale.astype(np.float32) + quantized.minimum.astype(np.float32)
 
 
+def _cheap_axes(shape: tuple[int, ...], bits: int) -> list[int | None]:
+    """None, and each axis whose scales take less than 2% of the bits of the codes."""
+    limit = _MAX_SCALE_SHARE * np.prod(shape, dtype=np.int64) * bits
+    return [None, *(i for i, side in enumerate(shape) if side * _BITS_PER_SCALE < limit)]
+
+
+def _quantize_along(values: np.ndarray, bits: int, axis: int | None, levels: Levels) -> QuantizedTensor | None:
+    """Codes with one grid, or one for each index of an axis; None where fp16 cannot span the values."""
+    low, high = _range(values, axis)
+    with np.errstate(over="ignore", under="ignore"):
+        if levels == "even":
+            last_code = 2**bits - 1
+            minimum = _round_down_to_fp16(low)
+            scale = -_round_down_to_fp16(-(high - minimum) / last_code)
+        else:
+            last_code = 2**bits
+            minimum = low.astype(np.float16)
+            scale = ((high - low) / last_code).astype(np.float16)
+    if np.isinf(minimum).any() or np.isinf(scale).any():
+        return None
+
+    # A grid without steps has the one code 0: so does whatever is divided by infinity.
+    steps = (values - minimum.astype(np.float32)) / np.where(scale == 0, np.inf, scale).astype(np.float32)
+    codes = np.clip(np.rint(steps), 0, last_code).astype(np.uint8 if last_code < 256 else np.uint16)
+    return QuantizedTensor(codes, minimum, scale)
+
+
 def _range(values: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest value of each grid, float64; an empty tensor counts as one that holds 0."""
     if axis is None:
-        others = tuple(range(values.ndim))
-        shape = ()
+        others, shape = tuple(range(values.ndim)), ()
     else:
-        others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
-        shape = tuple(1 if i in others else size for i, size in enumerate(values.shape))
+        axis %= values.ndim
+        others, shape = tuple(i for i in range(values.ndim) if i != axis), _scale_shape(values.shape, axis)
     if values.size == 0:
         return np.zeros(shape), np.zeros(shape)
     low = values.min(axis=others).reshape(shape).astype(np.float64)
@@ -115,11 +165,13 @@ def _round_down_to_fp16(values: np.ndarray) -> np.ndarray:
     return np.where(rounded > values, np.nextafter(rounded, np.float16(-np.inf)), rounded).astype(np.float16)
 
 
-def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False
+def _scale_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The shape of scales along an axis."""
+    return tuple(side if i == axis else 1 for i, side in enumerate(shape))
+
+
+def _is_scale_shape(scale_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return scale_shape == () or any(scale_shape == _scale_shape(shape, i) for i in range(len(shape)))
 
 
 def _first_nonfinite(values: np.ndarray) -> str:

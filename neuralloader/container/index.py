@@ -3,7 +3,7 @@
     videos.*    num_frames, num_source_frames, label (int); frame_rate, source_frame_rate (float64);
                 source_size (n, 2) (int, height and width); names (uint8: UTF-8, each name ended by a zero byte)
     skipped.*   text (uint8: name, zero byte, reason, zero byte, ...)
-    clips.*     video, first_frame, num_valid, start_key, end_key (int)
+    clips.*     video, first_frame, num_valid, start_key, end_key (int; the keys are -1 where there are no key-frames)
     keys.*      video, frame (int)
 
 Integers are stored in the smallest type that holds the column. Everything is checked on the way in: a stranger's table
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralloader.clips import UNLABELLED, ClipTable, KeyframeTable, SkippedSource, VideoInfo
+from neuralloader.clips import NO_KEY, UNLABELLED, ClipTable, KeyframeTable, SkippedSource, VideoInfo
 from neuralloader.errors import PackError
 
 _INTEGERS = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"))
@@ -142,8 +142,9 @@ def _read_clips(
     n = len(video)
     first_frame = _read_column(get, "clips.first_frame", n, at_least=0)
     num_valid = _read_column(get, "clips.num_valid", n, at_least=1, below=frames_per_clip + 1)
-    start_key = _read_column(get, "clips.start_key", n, at_least=0, below=len(keys))
-    end_key = _read_column(get, "clips.end_key", n, at_least=0, below=len(keys))
+    least = 0 if len(keys) else NO_KEY
+    start_key = _read_column(get, "clips.start_key", n, at_least=least, below=len(keys))
+    end_key = _read_column(get, "clips.end_key", n, at_least=least, below=len(keys))
 
     # The clips must tile the videos: each video in turn, from its first frame to its last, without a gap.
     is_first = np.diff(video, prepend=-1) != 0
@@ -159,6 +160,8 @@ def _read_clips(
     reaches_end = ~is_last | (end_frame == num_frames[video])
     _check_rows("clips.num_valid", num_valid, reaches_end, "does not end its video's last clip at the last frame")
 
+    if not len(keys):
+        return ClipTable(video, first_frame, num_valid, start_key, end_key)
     for name, key in (("clips.start_key", start_key), ("clips.end_key", end_key)):
         _check_rows(name, key, keys.video[key] == video, "is a key-frame of another video")
     _check_rows("clips.start_key", start_key, keys.frame[start_key] <= first_frame, "lies after the clip's start")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from neuralloader.loading.decode import Decoder
+from neuralloader.loading.decode import FrameDecoder, open_decoder
 from neuralloader.loading.planner import all_windows, window_rows
-from neuralloader.packfile import Pack
+from neuralloader.packfile import open_pack
 
 
 class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
@@ -23,7 +23,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     reaches past the end of its video repeats the last frame, so that every frame is in some window.
 
     Args:
-        path: a .nvpack file.
+        path: a .nvpack file or URL, or a list of them that is read as one: their classes are merged by name.
         frames_per_clip: T, frames in an item; independent of the clips inside the pack.
         step_between_clips: frames between the starts of neighbouring windows; None means ``frames_per_clip``.
         device: where to decode. None is CUDA where it is there and this is the main process, else the CPU.
@@ -35,18 +35,18 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         class_to_idx: name to label.
         targets: label of each item; -1 in a pack without classes.
         samples: (video name, label) of each item.
-        pack: the opened pack.
+        pack: the opened pack, or several as one.
 
     Raises:
         FileNotFoundError: there is no such file.
         PackError: the file is no pack, or is damaged.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or packs do not go together.
         TypeError: a number of frames that is no whole number.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         frames_per_clip: int = 8,
         step_between_clips: int | None = None,
@@ -57,16 +57,16 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         step = frames_per_clip if step_between_clips is None else step_between_clips
         self.frames_per_clip = _checked_count("frames_per_clip", frames_per_clip)
         self.step_between_clips = _checked_count("step_between_clips", step)
-        self.pack = Pack(path)
+        self.pack = open_pack(path)
         self.device = None if device is None else _checked_device(device)
         self.transform, self.return_info = transform, return_info
-        self.classes: list[str] = list(self.pack.description.classes)
+        self.classes: list[str] = list(self.pack.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self._windows = all_windows(
             self.pack.frames, frames_per_clip=self.frames_per_clip, step_between_clips=self.step_between_clips
         )
         self._labels = np.array([video.label for video in self.pack.index.videos], np.int64)[self._windows.video]
-        self._decoder: Decoder | None = None
+        self._decoder: FrameDecoder | None = None
 
     @property
     def targets(self) -> list[int]:
@@ -112,10 +112,10 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
             raise IndexError(f"index {position} is out of range: the dataset has {len(self)} items")
         return position % len(self)
 
-    def _ready_decoder(self) -> Decoder:
+    def _ready_decoder(self) -> FrameDecoder:
         device = self._device_here()
         if self._decoder is None or self._decoder.device != device:
-            self._decoder = Decoder(self.pack, device)
+            self._decoder = open_decoder(self.pack, device)
         return self._decoder
 
     def _device_here(self) -> torch.device:

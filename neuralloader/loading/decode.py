@@ -1,5 +1,7 @@
 """From rows of the frame table to uint8 frames on a device: plan, key-frames, network, gather."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,12 +10,32 @@ from neuralloader.backends import Backend, select_units
 from neuralloader.backends.precision import autocast
 from neuralloader.loading.cache import KeyframeCache
 from neuralloader.loading.planner import plan_frames
-from neuralloader.packfile import Pack
+from neuralloader.packfile import JoinedPack, Pack
+from neuralloader.packfile.latents import SYMBOL_OF_CODE_0
 
 KEYFRAME_CACHE_BYTES = 1 << 30
 # Frames decoded at a time, in values of their widest map: bounds the memory. A CPU gains nothing from more, and loses
 # with a wide network (docs/experiments.md).
 VALUES_PER_STEP = {"cpu": 1 << 22, "cuda": 1 << 28}
+
+
+class FrameDecoder(Protocol):
+    """Rows of a frame table -> frames."""
+
+    device: torch.device
+
+    def decode(self, rows: np.ndarray) -> Tensor: ...
+
+
+def open_decoder(
+    pack: Pack | JoinedPack, device: torch.device, *, cache_bytes: int = KEYFRAME_CACHE_BYTES
+) -> FrameDecoder:
+    """The decoder of a pack, or of several read as one, which then share the cache."""
+    return (
+        Decoder(pack, device, cache_bytes=cache_bytes)
+        if isinstance(pack, Pack)
+        else JoinedDecoder(pack, device, cache_bytes=cache_bytes)
+    )
 
 
 class Decoder:
@@ -33,10 +55,7 @@ class Decoder:
         self._pack = pack
         self._backend: Backend = pack.load_backend().to(device)
         self._units = pack.units(self._backend)
-        self._latents: Tensor | None = None
-        if self._backend.latent_shape is not None:
-            self._latents = torch.from_numpy(pack.latents(self._backend.latent_shape)).to(device)
-        self._latent_row = pack.frames.latent_row
+        self._latents = _Latents(pack, device) if self._backend.latent_shape is not None else None
         self._keyframes = KeyframeCache(pack.keyframes, device, cache_bytes)
         height, width = pack.description.frame_size
         values_per_unit = self._backend.frames_per_unit * height * width * self._backend.values_per_pixel
@@ -77,20 +96,66 @@ class Decoder:
         keys, units = select_units(self._pack.frames, rows)
         units = units.to(self.device)
         with autocast(self.device):
-            features = self._backend.encode_keyframes(self._keyframes.get(keys))
-            decoded = self._backend.decode(features, units, self._gather_latents(rows.reshape(-1)))
+            features = self._backend.encode_keyframes(self._keyframes.get(keys)) if len(keys) else ()
+            latents = None if self._latents is None else self._latents.get(rows.reshape(-1))
+            decoded = self._backend.decode(features, units, latents)
         return to_uint8(decoded.flatten(0, 1))
 
-    def _gather_latents(self, rows: np.ndarray) -> Tensor | None:
+
+class _Latents:
+    """All latents of a pack as int8 on a device."""
+
+    def __init__(self, pack: Pack, device: torch.device):
+        stored = pack.latents()
+        self._symbols = torch.from_numpy(stored.symbols).to(device)
+        self._grid: tuple[Tensor, Tensor] | None = None
+        if stored.grid is not None:
+            minimum, scale = (
+                torch.from_numpy(a).to(device).float().view(-1, 1, 1) for a in (stored.grid.minimum, stored.grid.scale)
+            )
+            self._grid = minimum - SYMBOL_OF_CODE_0 * scale, scale
+        self._is_key, self._row = pack.frames.is_key, pack.frames.latent_row
+
+    def get(self, rows: np.ndarray) -> Tensor:
         """Latents of frames, (n, channels, height, width) float32; zero for key-frames."""
-        if self._latents is None:
-            return None
-        latents = torch.zeros((len(rows), *self._latents.shape[1:]), device=self.device)
-        has_latent = np.flatnonzero(~self._pack.frames.is_key[rows])
+        device = self._symbols.device
+        latents = torch.zeros((len(rows), *self._symbols.shape[1:]), device=device)
+        has_latent = np.flatnonzero(~self._is_key[rows])
         if len(has_latent):
-            stored = torch.from_numpy(self._latent_row[rows[has_latent]]).to(self.device)
-            latents[torch.from_numpy(has_latent).to(self.device)] = self._latents.index_select(0, stored).float()
+            stored = torch.from_numpy(self._row[rows[has_latent]]).to(device)
+            values = self._symbols.index_select(0, stored).float()
+            if self._grid is not None:
+                values = torch.addcmul(self._grid[0], values, self._grid[1])
+            latents[torch.from_numpy(has_latent).to(device)] = values
         return latents
+
+
+class JoinedDecoder:
+    """A decoder for each of several packs, made when the first frame of its pack is asked for.
+
+    Args: as ``Decoder``; the cache's bound is parted evenly between the packs.
+    """
+
+    def __init__(self, pack: JoinedPack, device: torch.device, *, cache_bytes: int = KEYFRAME_CACHE_BYTES):
+        self.device = device
+        self._pack = pack
+        self._cache_bytes = cache_bytes // len(pack.packs)
+        self._decoders: dict[int, Decoder] = {}
+
+    def decode(self, rows: np.ndarray) -> Tensor:
+        """As ``Decoder.decode``, over the rows of all packs."""
+        frames = torch.empty((len(rows), 3, *self._pack.frame_size), dtype=torch.uint8, device=self.device)
+        part = np.searchsorted(self._pack.first_row, rows, side="right") - 1
+        for number in np.unique(part).tolist():
+            here = np.flatnonzero(part == number)
+            decoded = self._decoder(number).decode(rows[here] - self._pack.first_row[number])
+            frames[torch.from_numpy(here).to(self.device)] = decoded
+        return frames
+
+    def _decoder(self, number: int) -> Decoder:
+        if number not in self._decoders:
+            self._decoders[number] = Decoder(self._pack.packs[number], self.device, cache_bytes=self._cache_bytes)
+        return self._decoders[number]
 
 
 def to_uint8(frames: Tensor) -> Tensor:

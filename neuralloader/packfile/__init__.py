@@ -1,7 +1,23 @@
 """Joins backends, codecs and container: a corpus as one file."""
 
+from neuralloader.packfile.joined import JoinedPack, open_pack
+from neuralloader.packfile.latents import RoundedLatents, round_latents
 from neuralloader.packfile.manifest import PackDescription
-from neuralloader.packfile.pack import Pack, build_backend, open_pack, save_pack
-from neuralloader.packfile.weights import stored_parameters, weight_axis
+from neuralloader.packfile.pack import Pack, build_backend, save_pack
+from neuralloader.packfile.verify import Verification, verify_pack
+from neuralloader.packfile.weights import quantize_parameter, stored_parameters
 
-__all__ = ["Pack", "PackDescription", "build_backend", "open_pack", "save_pack", "stored_parameters", "weight_axis"]
+__all__ = [
+    "JoinedPack",
+    "Pack",
+    "PackDescription",
+    "RoundedLatents",
+    "Verification",
+    "build_backend",
+    "open_pack",
+    "quantize_parameter",
+    "round_latents",
+    "save_pack",
+    "stored_parameters",
+    "verify_pack",
+]

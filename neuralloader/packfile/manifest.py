@@ -28,7 +28,7 @@ class PackDescription:
         network: the frozen record that its network is built from.
         frame_size: (height, width) of every frame in pixels.
         frames_per_clip: frames in a clip.
-        key_interval: frames between key-frames.
+        key_interval: frames between key-frames; None in a pack without any.
         frame_rate: stored frames per second that were asked for; None is every frame of the source.
         classes: class names that labels index.
         keyframe_codec, keyframe_quality: how key-frames are compressed.
@@ -42,7 +42,7 @@ class PackDescription:
     network: Any
     frame_size: tuple[int, int]
     frames_per_clip: int
-    key_interval: int
+    key_interval: int | None
     frame_rate: float | None
     classes: tuple[str, ...]
     keyframe_codec: KeyframeCodec
@@ -73,16 +73,22 @@ def read_description(manifest: Mapping[str, Any]) -> PackDescription:
     classes = _field(manifest, "classes", list)
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         raise PackError("classes must be texts, each of them once")
+    try:
+        "".join(classes).encode()
+    except UnicodeEncodeError as error:
+        raise PackError(f"classes must be valid Unicode: {error}") from error
     frames_per_clip = _number(manifest, "frames_per_clip", 1, MAX_FRAMES_PER_CLIP)
     if getattr(network, "frames_per_clip", frames_per_clip) != frames_per_clip:
         raise PackError(f"frames_per_clip {frames_per_clip} is not that of the network, {network.frames_per_clip}")
-    key_interval = _field(manifest, "key_interval", int)
-    if key_interval < 1 or key_interval % frames_per_clip:
-        raise PackError(f"key_interval {key_interval} must be a multiple of the {frames_per_clip} frames of a clip")
-    quality = _field(manifest, "quality", dict)
-    for value in quality.values():
-        if type(value) not in (int, float):
-            raise PackError(f"quality of the manifest must hold numbers, not {value!r:.200}")
+    key_interval = manifest.get("key_interval")
+    if BACKENDS[backend, config][1].uses_keyframes != (key_interval is not None):
+        raise PackError(f"key_interval {key_interval!r:.200} does not go with the backend {backend}")
+    if key_interval is not None and (
+        type(key_interval) is not int or key_interval < 1 or key_interval % frames_per_clip
+    ):
+        raise PackError(
+            f"key_interval {key_interval!r:.200} must be a multiple of the {frames_per_clip} frames of a clip"
+        )
     codec = _field(manifest, "keyframe_codec", str)
     if codec not in typing.get_args(KeyframeCodec):
         known = ", ".join(typing.get_args(KeyframeCodec))

@@ -2,16 +2,15 @@
 
 manifest      see ``manifest``, and the table of weights
 tables        videos, skipped sources, clips, key-frames (``container.index``)
-weights.*     8-bit codes; scales.* to go with them (``weights``)
-latents.*     a block for each clip that has any, and the probability tables (``codecs.rans``)
-keyframes.*   image files less what they share (``codecs.keyframes``)
+weights.*     codes of 8 bits and less; scales.* to go with them (``weights``)
+latents.*     what a frame stores, where its network uses latents (``latents``)
+keyframes.*   image files less what they share, where its network uses key-frames (``codecs.keyframes``)
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,24 +18,35 @@ import torch
 
 from neuralloader.backends import BACKENDS, Backend
 from neuralloader.clips import FrameTable, UnitTable, index_frames, index_units
-from neuralloader.codecs.keyframes import check_codec_available, decode_keyframes, pack_keyframes, unpack_keyframe
-from neuralloader.codecs.rans import LatentTables, decode_blocks, encode_blocks, fit_tables
+from neuralloader.codecs.keyframes import (
+    check_codec_available,
+    decode_keyframe,
+    decode_keyframes,
+    pack_keyframes,
+    unpack_keyframe,
+)
 from neuralloader.container.blobs import BlobReader, blob_to_tensors
 from neuralloader.container.index import PackIndex, index_from_tensors, index_to_tensors
 from neuralloader.container.reader import PackReader
 from neuralloader.container.writer import write_pack
 from neuralloader.errors import PackError
+from neuralloader.packfile.latents import LatentReader, RoundedLatents, latents_per_clip, latents_to_tensors
 from neuralloader.packfile.manifest import PackDescription, read_description, write_description
 from neuralloader.packfile.weights import (
-    Shapes,
+    WeightTable,
+    read_codes,
     read_weight_table,
     stored_parameters,
     weights_from_tensors,
     weights_to_tensors,
 )
 
-MAX_LATENT_BYTES = 64 << 30  # decoded
-MAX_UNSTORED_BYTES = 256 << 20  # weights that only packing needs, but that the network has all the same
+# What a pack may unfold to: a stranger's small file must not fill the memory. Weights of 2 bits unfold 16 times,
+# latents of a tenth of a bit 80 times.
+SMALL_BYTES = 64 << 20  # always allowed
+MAX_EXPANSION = 256  # times the file's size
+TABLE_BYTES_PER_FRAME = 64
+MAX_TEMPLATE_BYTES = 1 << 16  # it is put before every key-frame that is decoded; writers need about 400
 
 
 def build_backend(backend: str, config: str, network: Any) -> Backend:
@@ -50,7 +60,7 @@ def save_pack(
     index: PackIndex,
     backend: Backend,
     keyframes: list[bytes],
-    latents: np.ndarray | None,
+    latents: RoundedLatents | None,
     *,
     overwrite: bool = False,
 ) -> int:
@@ -62,35 +72,23 @@ def save_pack(
         index: videos, clips, key-frames, skipped sources.
         backend: the trained network; its weights are rounded on the way.
         keyframes: complete image files, one for each row of the key-frame table.
-        latents: (num_latents, channels, height, width) int8 of all frames that are no key-frames, or None.
+        latents: of all frames that are no key-frames, or None where the network has none.
         overwrite: replace a file that is there.
 
     Returns:
         The file's size in bytes.
     """
     weight_table, tensors = weights_to_tensors(backend, description.weight_bits)
-    template, payloads = pack_keyframes(keyframes, description.keyframe_codec)
-    tensors |= blob_to_tensors("keyframes", payloads)
-    tensors["keyframes.template"] = np.frombuffer(template, np.uint8)
+    if backend.uses_keyframes:
+        template, payloads = pack_keyframes(keyframes, description.keyframe_codec)
+        tensors |= blob_to_tensors("keyframes", payloads)
+        tensors["keyframes.template"] = np.frombuffer(template, np.uint8)
     if latents is not None:
-        tables = fit_tables(latents)
-        per_clip = latents_per_clip(index_frames(index.clips, index.keys), len(index.clips))
-        blocks = encode_blocks(latents, per_clip[per_clip > 0], tables)
-        tensors |= blob_to_tensors("latents", blocks)
-        tensors |= {"latents.offset": tables.offset, "latents.frequencies": tables.frequencies}
+        frames = index_frames(index.clips, index.keys)
+        tensors |= latents_to_tensors(latents, latents_per_clip(frames, len(index.clips)))
     tensors |= index_to_tensors(index)
-    manifest = write_description(description) | {"weights": weight_table}
+    manifest = write_description(description) | weight_table
     return write_pack(path, manifest, tensors, overwrite=overwrite)
-
-
-def latents_per_clip(frames: FrameTable, num_clips: int) -> np.ndarray:
-    """(num_clips,) int64: frames of each clip that store a latent."""
-    return np.bincount(frames.clip[~frames.is_key], minlength=num_clips)
-
-
-def open_pack(path: str | os.PathLike[str]) -> "Pack":
-    """Open a pack; see ``Pack``."""
-    return Pack(path)
 
 
 class Pack:
@@ -120,22 +118,28 @@ class Pack:
             )
             if not self.index.videos:
                 raise PackError("it holds no video")
-            check_codec_available(self.description.keyframe_codec)
+            height, width = self.description.frame_size
+            self._check_expansion("frames", height * width * 3)
+            self._check_expansion("table of frames", int(self.index.clips.num_valid.sum()) * TABLE_BYTES_PER_FRAME)
             self.frames: FrameTable = index_frames(self.index.clips, self.index.keys)
-            self._keyframes = BlobReader(self.reader, "keyframes")
-            self._template = self.reader.tensor("keyframes.template").tobytes()
-            num_keys = len(self.index.keys)
-            if len(self._keyframes) != num_keys:
-                raise PackError(f"{len(self._keyframes)} key-frames are stored, where the index has {num_keys}")
+            self._keyframes, self._template = self._open_keyframes()
 
     @property
     def size_bytes(self) -> int:
         return self.reader.size_bytes
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        return self.description.classes
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.description.frame_size
+
+    @property
     def num_parameters(self) -> int:
         """Parameters of the network that are stored."""
-        return sum(prod(shape) for shape in self._weight_shapes().values())
+        return self.weight_table().num_codes
 
     def units(self, backend: Backend) -> UnitTable:
         """What the backend decodes together, over the whole pack."""
@@ -149,19 +153,35 @@ class Pack:
         """
         description = self.description
         with _naming(self.path):
-            shapes = self._weight_shapes()
-            outline = self._outline()
-            if {name: tuple(p.shape) for name, p in stored_parameters(outline).items()} != shapes:
+            table, outline = self.weight_table(), self._outline()
+            if {name: tuple(p.shape) for name, p in stored_parameters(outline).items()} != table.shapes:
                 raise PackError(f"its weights do not fit its {description.config} {description.backend}")
-            unstored = sum(4 * p.numel() for name, p in outline.named_parameters() if not outline.is_stored(name))
-            if unstored > MAX_UNSTORED_BYTES:
-                raise PackError(
-                    f"its network has {unstored} bytes of weights that are not stored; {MAX_UNSTORED_BYTES} are allowed"
-                )
-            weights = weights_from_tensors(self.reader.tensor, shapes)
+            parts = [*outline.parameters(), *outline.buffers()]
+            self._check_expansion("network", sum(part.numel() * part.element_size() for part in parts))
+            weights = weights_from_tensors(self.reader.tensor, table)
         backend = build_backend(description.backend, description.config, description.network)
         backend.load_state_dict(weights, strict=False)
         return backend.eval().requires_grad_(False)
+
+    def weight_table(self) -> WeightTable:
+        """The stored parameters with their shapes.
+
+        Raises:
+            PackError: the manifest has no such table.
+        """
+        with _naming(self.path):
+            return read_weight_table(self.reader.manifest)
+
+    def weight_codes(self) -> np.ndarray:
+        """The codes of all weights, (num_parameters,) uint8 or uint16, as they were entropy-coded.
+
+        Raises:
+            PackError: they are damaged.
+        """
+        with _naming(self.path):
+            table = self.weight_table()
+            self._check_expansion("weights", 2 * table.num_codes)
+            return read_codes(self.reader.tensor, table)
 
     def keyframes(self, rows: np.ndarray) -> np.ndarray:
         """Decoded key-frames.
@@ -173,37 +193,85 @@ class Pack:
             (n, H, W, 3) uint8 RGB.
 
         Raises:
-            PackError: a key-frame is damaged.
+            PackError: a key-frame is damaged; it is named by its video and frame.
         """
+        if self._keyframes is None:
+            raise PackError(f"{self.path}: its {self.description.backend} stores no key-frames")
         with _naming(self.path):
-            files = [unpack_keyframe(self._template, self._keyframes[int(row)]) for row in rows]
+            payloads = self._keyframes.items(rows.tolist())
+            files = [unpack_keyframe(self._template, payload) for payload in payloads]
+            codec, size = self.description.keyframe_codec, self.description.frame_size
             try:
-                return decode_keyframes(files, self.description.keyframe_codec, self.description.frame_size)
-            except PackError as error:
-                raise PackError(f"key-frames {rows.tolist()}: {error}") from error
+                return decode_keyframes(files, codec, size)
+            except PackError:
+                for row, file in zip(rows, files, strict=True):
+                    with _naming(self.name_keyframe(int(row))):
+                        decode_keyframe(file, codec, size)
+                raise
 
-    def latents(self, shape: tuple[int, int, int]) -> np.ndarray:
-        """All latents, (num_latents, *shape) int8, in frame order; key-frames have none.
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        """(channels, height, width) of a frame's latent, or None where the network has none.
 
         Raises:
-            PackError: they are damaged.
+            PackError: no network can be built from the pack's configuration.
         """
-        per_clip = latents_per_clip(self.frames, len(self.index.clips))
-        per_block = per_clip[per_clip > 0]
         with _naming(self.path):
-            num_bytes = int(per_block.sum()) * prod(shape)
-            if num_bytes > MAX_LATENT_BYTES:
-                raise PackError(f"its latents would take {num_bytes} bytes; the limit is {MAX_LATENT_BYTES}")
-            blocks = BlobReader(self.reader, "latents")
-            if len(blocks) != len(per_block):
-                raise PackError(f"{len(blocks)} blocks of latents are stored, where {len(per_block)} belong")
-            tables = LatentTables(self.reader.tensor("latents.offset"), self.reader.tensor("latents.frequencies"))
-            return decode_blocks([blocks[i] for i in range(len(blocks))], per_block, shape, tables)
+            return self._outline().latent_shape
 
-    def _weight_shapes(self) -> Shapes:
-        """Name to shape, as the manifest has it."""
+    def latents(self, clips: np.ndarray | None = None) -> RoundedLatents:
+        """Latents of some clips, or of all; key-frames have none.
+
+        Args:
+            clips: (n,) rows of the clip table, ascending; None is all of them.
+
+        Raises:
+            PackError: they are damaged, a block being named by its video and clip; or the network has none.
+        """
+        shape = self.latent_shape
+        if shape is None:
+            raise PackError(f"{self.path}: its {self.description.backend} stores no latents")
         with _naming(self.path):
-            return read_weight_table(self.reader.manifest.get("weights"))
+            per_clip = latents_per_clip(self.frames, len(self.index.clips))
+            reader = LatentReader(self.reader, shape, per_clip, self._name_block)
+            blocks = reader.select(clips)
+            self._check_expansion("latents", reader.num_bytes(blocks))
+            return RoundedLatents(reader.read(blocks), reader.grid)
+
+    def name_keyframe(self, row: int) -> str:
+        """A row of the key-frame table in words."""
+        keys = self.index.keys
+        return f"the key-frame at frame {keys.frame[row]} of {self.index.videos[keys.video[row]].name}"
+
+    def _name_block(self, row: int) -> str:
+        """The latents of a row of the clip table in words."""
+        clips = self.index.clips
+        return f"the latents from frame {clips.first_frame[row]} of {self.index.videos[clips.video[row]].name}"
+
+    def _open_keyframes(self) -> tuple[BlobReader | None, bytes]:
+        """The key-frames' bytes, and the template they share; None where the network uses none."""
+        num_keys = len(self.index.keys)
+        if self.description.key_interval is None:
+            if num_keys:
+                raise PackError(f"it lists {num_keys} key-frames, but its {self.description.backend} uses none")
+            return None, b""
+        if not num_keys:
+            raise PackError(f"it lists no key-frame, but its {self.description.backend} needs some")
+        check_codec_available(self.description.keyframe_codec)
+        stored = BlobReader(self.reader, "keyframes", self.name_keyframe)
+        if len(stored) != num_keys:
+            raise PackError(f"{len(stored)} key-frames are stored, where the index has {num_keys}")
+        num_bytes = self.reader.num_bytes("keyframes.template")
+        if num_bytes > MAX_TEMPLATE_BYTES:
+            raise PackError(f"keyframes.template has {num_bytes} bytes, where {MAX_TEMPLATE_BYTES} are allowed")
+        return stored, self.reader.tensor("keyframes.template").tobytes()
+
+    def _check_expansion(self, what: str, num_bytes: int) -> None:
+        limit = max(SMALL_BYTES, MAX_EXPANSION * self.size_bytes)
+        if num_bytes > limit:
+            raise PackError(
+                f"its {what} would take {num_bytes} bytes of memory; a file of {self.size_bytes} bytes may take {limit}"
+            )
 
     def _outline(self) -> Backend:
         """The network without memory for its weights: a stranger's configuration is not yet to be trusted."""
@@ -216,11 +284,11 @@ class Pack:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the pack's path before what is wrong with it, where it is not said already."""
+def _naming(thing: object) -> Iterator[None]:
+    """Put a name, such as the pack's path, before what is wrong with it, where it is not said already."""
     try:
         yield
     except PackError as error:
-        if str(path) in str(error):
+        if str(thing) in str(error):
             raise
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{thing}: {error}") from error

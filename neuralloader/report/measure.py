@@ -10,7 +10,7 @@ import torch
 
 from neuralloader.loading.decode import Decoder
 from neuralloader.metrics.quality import psnr_db
-from neuralloader.metrics.rate import bits_per_pixel, ledger_lines
+from neuralloader.metrics.rate import bits_per_pixel, entropy_bits, ledger_lines
 from neuralloader.packfile import Pack
 
 FRAMES_PER_STEP = 64
@@ -42,8 +42,15 @@ def measure_quality(
 
 
 def describe_pack(pack: Pack) -> dict[str, Any]:
-    """All that is known about a pack without decoding it, as JSON values; the ledger sums to ``size_bytes``."""
+    """All that is known about a pack without decoding it, as JSON values; the ledger sums to ``size_bytes``.
+
+    Raises:
+        PackError: its weights are damaged: their entropy is among the figures.
+    """
     description, index = pack.description, pack.index
+    ledger = pack.reader.ledger()
+    entropy = entropy_bits(pack.weight_codes())
+    papers_bytes = round(pack.num_parameters * entropy / 8) + ledger["latents"] + ledger["keyframes"]
     return {
         "path": str(pack.path),
         "backend": description.backend,
@@ -66,7 +73,12 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         "bits_per_pixel": bits_per_pixel(pack.size_bytes, len(pack.frames), description.frame_size),
         "psnr_db": description.quality.get("psnr_db"),
         "worst_psnr_db": description.quality.get("worst_psnr_db"),
-        "ledger": pack.reader.ledger(),
+        "ledger": ledger,
+        "weight_entropy_bits": entropy,
+        "papers_would_count": {
+            "size_bytes": papers_bytes,
+            "bits_per_pixel": bits_per_pixel(papers_bytes, len(pack.frames), description.frame_size),
+        },
         "training": dict(description.training),
         "skipped": [{"path": source.name, "reason": source.reason} for source in index.skipped],
     }
@@ -87,6 +99,11 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
         f"{facts['bits_per_pixel']:.4f} bits per pixel",
         "",
         *ledger_lines(facts["ledger"]),
+        "",
+        f"The papers would count {facts['papers_would_count']['size_bytes']:,} bytes, "
+        f"{facts['papers_would_count']['bits_per_pixel']:.4f} bits per pixel: parameters x {facts['weight_bits']} bits "
+        f"x {facts['weight_entropy_bits'] / facts['weight_bits']:.3f} (entropy) + latents + key-frames, and nothing "
+        "for scales, tables and header.",
     ]
     if facts["skipped"]:
         lines += ["", f"{len(facts['skipped'])} sources skipped:"]

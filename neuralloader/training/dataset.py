@@ -1,6 +1,6 @@
 """The frames and key-frames of a corpus as training batches: whole clips, on the device where they fit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,10 +40,20 @@ class TrainingSet:
         table: the frame table.
         units: the backend's units.
         device: where batches are made.
+        held_out: (num_frames,) bool, frames that training must not see; None is none.
+
+    Attributes:
+        trained_clips, trained_units: rows of the clips and units with a frame to train on.
     """
 
     def __init__(
-        self, frames: np.ndarray, keyframes: np.ndarray, table: FrameTable, units: UnitTable, device: torch.device
+        self,
+        frames: np.ndarray,
+        keyframes: np.ndarray,
+        table: FrameTable,
+        units: UnitTable,
+        device: torch.device,
+        held_out: np.ndarray | None = None,
     ):
         self.table, self.units, self.device = table, units, device
         self.frame_size: tuple[int, int] = (frames.shape[1], frames.shape[2])
@@ -52,18 +62,24 @@ class TrainingSet:
         if device.type != "cpu" and frames.nbytes + keyframes.nbytes <= RESIDENT_BYTES:
             self._frames = torch.from_numpy(np.array(frames)).to(device)
             self._keyframes = torch.from_numpy(keyframes).to(device)
+        self._is_trained = units.valid if held_out is None else units.valid & ~held_out[units.rows]  # (num_units, T)
+        self.trained_units = np.flatnonzero(self._is_trained.any(axis=1))
+        clip_of_unit = np.repeat(np.arange(len(units.first_of_clip) - 1), np.diff(units.first_of_clip))
+        self.trained_clips = np.unique(clip_of_unit[self.trained_units])
 
-    @property
-    def num_clips(self) -> int:
-        return len(self.units.first_of_clip) - 1
-
-    def clip_batch(self, clips: np.ndarray) -> Batch:
-        """All units of the given clips."""
+    def draw_clips(self, clips: np.ndarray) -> Batch:
+        """All units of the given clips that have a frame to train on; other frames count as padding."""
         first, end = self.units.first_of_clip[clips], self.units.first_of_clip[clips + 1]
-        return self.unit_batch(np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)]))
+        unit_rows = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)])
+        return self.draw_units(unit_rows[self._is_trained[unit_rows].any(axis=1)])
+
+    def draw_units(self, unit_rows: np.ndarray) -> Batch:
+        """The given units for training; frames that are held out count as padding."""
+        valid = torch.from_numpy(self._is_trained[unit_rows].reshape(-1)).to(self.device)
+        return replace(self.unit_batch(unit_rows), valid=valid)
 
     def unit_batch(self, unit_rows: np.ndarray) -> Batch:
-        """The given units."""
+        """The given units, all of their frames."""
         rows = self.units.rows[unit_rows]  # (N, T)
         keys, units = select_units(self.table, rows)
         return Batch(

@@ -17,7 +17,6 @@ from neuralloader.training.optimizer import MatrixOptimizer
 from neuralloader.training.recipes import Recipe
 from neuralloader.training.rounding import rounded_weights
 
-MAX_LATENT = 127  # latents are stored as int8
 MAX_BAD_STEPS = 20  # in a row, before training is given up
 STEPS_PER_EPOCH = 20  # a small corpus gets smaller steps than the recipe's, so that an epoch still has about this many
 
@@ -80,7 +79,7 @@ def fit(
         data: the corpus.
         recipe: how to train.
         duration: how long.
-        seed: of the clip order and the rounding noise.
+        seed: of the order of clips or frames and the rounding noise.
         weight_bits: bits the weights will be stored with.
         on_progress: called after every step.
 
@@ -92,16 +91,19 @@ def fit(
     """
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
-    clips_per_step = max(1, min(recipe.clips_per_step, data.num_clips // STEPS_PER_EPOCH))
-    clock = _Clock(duration, steps_per_epoch=-(-data.num_clips // clips_per_step))
+    by_frame = recipe.frames_per_step is not None and backend.frames_per_unit == 1
+    items, draw = (data.trained_units, data.draw_units) if by_frame else (data.trained_clips, data.draw_clips)
+    wanted = recipe.frames_per_step if by_frame else recipe.clips_per_step
+    items_per_step = max(1, min(wanted or 1, len(items) // STEPS_PER_EPOCH))
+    clock = _Clock(duration, steps_per_epoch=-(-len(items) // items_per_step))
     optimizer = MatrixOptimizer(backend.parameters(), recipe)
     backend.train()
     running_psnr, bad_steps = _RunningMean(), 0
-    for clips in _shuffled(data.num_clips, clips_per_step, order):
+    for drawn in _shuffled(items, items_per_step, order):
         done = clock.done()
         if done >= 1:
             break
-        batch = data.clip_batch(clips)
+        batch = draw(drawn)
         rounded = done >= 1 - recipe.rounding_share
         with rounded_weights(backend, weight_bits) if rounded else nullcontext():
             loss, frame_psnr = _loss(backend, batch, recipe)
@@ -131,7 +133,8 @@ def _loss(backend: Backend, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tenso
         latents = None
         if backend.latent_shape is not None:
             latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
-            latents = latents + torch.rand_like(latents) - 0.5  # stands for rounding, and lets gradients through
+            if backend.latent_bits is None:
+                latents = latents + torch.rand_like(latents) - 0.5  # stands for rounding, and lets gradients through
             latents = latents * batch.has_latent.view(-1, 1, 1, 1)
         predicted = backend.decode(backend.encode_keyframes(batch.keyframes), batch.units, latents)
     predicted, target = predicted.float().flatten(0, 1), batch.frames.flatten(0, 1).float() / 255
@@ -139,37 +142,34 @@ def _loss(backend: Backend, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tenso
         predicted, target = predicted[batch.valid], target[batch.valid]
     mse = squared_error(predicted, target)
     loss = LOSSES[recipe.loss](mse, predicted, target)
-    if latents is not None:
-        bits = backend.latent_bits(latents) * batch.has_latent
+    if latents is not None and backend.latent_bits is None:
+        bits = backend.estimate_bits(latents) * batch.has_latent
         loss = loss + recipe.rate_weight * bits.mean() / (height * width)
     return loss, psnr_db(mse.detach()).mean()
 
 
 @torch.no_grad()
-def encode_latents(backend: Backend, data: TrainingSet, *, units_per_batch: int) -> np.ndarray | None:
-    """Rounded latents of every frame that is no key-frame, in frame order.
+def encode_latents(backend: Backend, data: TrainingSet, *, units_per_batch: int) -> np.ndarray:
+    """Latents of every frame that is no key-frame, in frame order, before they are rounded.
 
     Returns:
-        (num_latents, channels, height, width) int8, or None where the backend stores none.
+        (num_latents, channels, height, width) float32.
     """
-    if backend.latent_shape is None:
-        return None
     parts = []
     for start in range(0, len(data.units), units_per_batch):
         batch = data.unit_batch(np.arange(start, min(start + units_per_batch, len(data.units))))
         with autocast(data.device):
             latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
-        stored = latents.float().round().clamp(-MAX_LATENT, MAX_LATENT)[batch.valid & batch.has_latent]
-        parts.append(stored.to(torch.int8).cpu().numpy())
+        parts.append(latents.float()[batch.valid & batch.has_latent].cpu().numpy())
     return np.concatenate(parts)
 
 
-def _shuffled(num_clips: int, clips_per_step: int, order: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless batches: every epoch all clips once, in a new order, the last batch of an epoch possibly smaller."""
+def _shuffled(items: np.ndarray, items_per_step: int, order: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches: every epoch all items once, in a new order, the last batch of an epoch possibly smaller."""
     while True:
-        shuffled = order.permutation(num_clips)
-        for start in range(0, num_clips, clips_per_step):
-            yield np.sort(shuffled[start : start + clips_per_step])
+        shuffled = order.permutation(items)
+        for start in range(0, len(items), items_per_step):
+            yield np.sort(shuffled[start : start + items_per_step])
 
 
 class _Clock:

@@ -35,4 +35,14 @@ def l2_ssim_loss(mse: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
     return mse.mean() + 0.03 * (1 - ssim(predicted, target, data_range=1.0))
 
 
-LOSSES = {"psnr": psnr_loss, "l2_ssim": l2_ssim_loss}
+def l1_ssim_loss(mse: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
+    """0.7 * L1 + 0.3 * (1 - SSIM), the loss of NeRV (section 3.2) and CNeRV."""
+    return 0.7 * (predicted - target).abs().mean() + 0.3 * (1 - ssim(predicted, target, data_range=1.0))
+
+
+def l2_loss(mse: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error, the loss of HNeRV (section 4.1)."""
+    return mse.mean()
+
+
+LOSSES = {"psnr": psnr_loss, "l2_ssim": l2_ssim_loss, "l1_ssim": l1_ssim_loss, "l2": l2_loss}

@@ -25,7 +25,7 @@ class MatrixOptimizer:
         self._views = [(p, nn.Parameter(p.data.flatten(1))) for p in matrices]
         for weight, view in self._views:
             assert view.data_ptr() == weight.data_ptr(), "a flat view must share the weight's memory"
-        adamw = torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=0)
+        adamw = torch.optim.AdamW(others, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0)
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, recipe.learning_rate)]
         if matrix_rate is not None:
             muon = torch.optim.Muon([view for _, view in self._views], lr=matrix_rate, weight_decay=0)

@@ -17,7 +17,7 @@ from neuralloader.container.index import PackIndex, index_to_tensors
 from neuralloader.container.writer import check_writable
 from neuralloader.corpus.cache import Ingested, ingest
 from neuralloader.corpus.find import find_videos
-from neuralloader.packfile import PackDescription, build_backend, save_pack
+from neuralloader.packfile import PackDescription, build_backend, round_latents, save_pack
 from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.fit import Duration, Progress, encode_latents, fit
 from neuralloader.training.memory import keep_freed_memory
@@ -50,6 +50,8 @@ class PackSettings:
         on_error: "raise" names all bad files and packs nothing, "skip" packs the others.
         keyframe_codec: image format of key-frames.
         keyframe_quality: 1 to 100, on the codec's own scale; None is the configuration's.
+        hold_out: keep every so-many-th frame of a video (n-1, 2n-1, ...) from training, to see how well a network does
+            on frames it was not trained on; None keeps none. Key-frames and latents are stored all the same.
         overwrite: replace a pack that is there.
     """
 
@@ -64,6 +66,7 @@ class PackSettings:
     on_error: Literal["raise", "skip"] = "raise"
     keyframe_codec: KeyframeCodec = "avif"
     keyframe_quality: int | None = None
+    hold_out: int | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class PackSettings:
             raise ValueError(f"there is no configuration {self.config!r} of backend {self.backend!r}; known: {known}")
         if self.keyframe_quality is not None and not 1 <= self.keyframe_quality <= 100:
             raise ValueError(f"keyframe_quality={self.keyframe_quality} must be 1 to 100")
+        if self.hold_out is not None and self.hold_out < 2:
+            raise ValueError(f"hold_out={self.hold_out} must be 2 or more, or None")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed={self.seed} must be 0 to {MAX_SEED}")
         network_of(self.backend, self.config, self.width, self.size)  # refuses a size that the network cannot make
@@ -128,7 +133,7 @@ def _pack_frames(
 ) -> PackResult:
     device = settings.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quality = settings.keyframe_quality or RECIPES[settings.backend, settings.config].keyframe_quality
-    key_interval = KEY_INTERVALS[settings.backend, settings.config]
+    key_interval = KEY_INTERVALS.get((settings.backend, settings.config))
     num_frames = np.array([video.num_frames for video in corpus.videos])
     clips, keys = index_corpus(num_frames, frames_per_clip=FRAMES_PER_CLIP, key_interval=key_interval)
     table = index_frames(clips, keys)
@@ -143,12 +148,15 @@ def _pack_frames(
     network = network_of(settings.backend, settings.config, settings.width, settings.size)
     backend = build_backend(settings.backend, settings.config, network).to(device)
     units = index_units(clips, backend.frames_per_unit)
-    data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device)
+    held_out = None if settings.hold_out is None else table.frame % settings.hold_out == settings.hold_out - 1
+    data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device, held_out)
     steps = _train(backend, data, settings, report)
 
-    report("encode latents", 0, "")
-    latents = encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH)
-    report("encode latents", 1, "")
+    latents = None
+    if backend.latent_shape is not None:
+        report("encode latents", 0, "")
+        latents = round_latents(encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH), backend.latent_bits)
+        report("encode latents", 1, "")
 
     description = PackDescription(
         backend=settings.backend,
@@ -167,6 +175,7 @@ def _pack_frames(
             "seed": settings.seed,
             "minutes": settings.duration.minutes,
             "epochs": settings.duration.epochs,
+            "hold_out": settings.hold_out,
             "steps": steps,
         },
         quality={},
@@ -191,7 +200,8 @@ def _encode_keyframes(
         batch = encode_keyframes(list(frames[rows[start : start + KEYFRAMES_PER_BATCH]]), codec, quality)
         decoded[start : start + len(batch)] = decode_keyframes(batch, codec, frames.shape[1:3])
         files += batch
-    report("encode key-frames", 1, f"{len(rows)} of {len(rows)}")
+    if files:
+        report("encode key-frames", 1, f"{len(rows)} of {len(rows)}")
     return files, decoded
 
 

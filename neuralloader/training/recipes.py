@@ -1,7 +1,7 @@
 """How each configuration is trained: loss, optimiser, schedule. A recipe holds numbers only; ``fit`` follows it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -15,14 +15,16 @@ class Recipe:
         matrix_learning_rate: peak rate of Muon for weights with two or more axes; None gives them to AdamW too.
         warmup: share of the training spent raising the rate linearly from ``warmup_start`` to 1, before the cosine.
         warmup_start: factor on the learning rate at the first step.
-        clips_per_step: clips in a training step.
+        clips_per_step: clips in a training step, all their units.
+        frames_per_step: frames in a step instead, each drawn alone; for networks whose unit is one frame.
+        betas: of AdamW.
         max_gradient_norm: gradients are clipped to this norm; None leaves them.
         rate_weight: price of the latents, in units of the loss for one bit per pixel.
         rounding_share: last share of the training in which the weights are rounded as they will be stored.
         keyframe_quality: of the key-frames' image codec, where the user names none.
     """
 
-    loss: Literal["psnr", "l2_ssim"]
+    loss: Literal["psnr", "l2_ssim", "l1_ssim", "l2"]
     learning_rate: float
     matrix_learning_rate: float | None
     warmup: float
@@ -32,6 +34,8 @@ class Recipe:
     rate_weight: float
     rounding_share: float
     keyframe_quality: int
+    frames_per_step: int | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def rate_factor(self, progress: float) -> float:
         """Factor on the learning rates when ``progress`` (0 to 1) is behind us: warm-up, then cosine to 0."""
@@ -53,6 +57,8 @@ FAST = Recipe(
     keyframe_quality=50,
 )
 
+FAST_FRAMES = replace(FAST, frames_per_step=16)  # without key-frames, the frames of a clip have nothing in common
+
 # D-NeRV's code for UCF101; its 32 clips a step are kept where the corpus has them to spare (see ``fit``)
 PAPER = Recipe(
     loss="l2_ssim",
@@ -66,6 +72,19 @@ PAPER = Recipe(
     rounding_share=0.0,
     keyframe_quality=30,
 )
+# NeRV, section 4.1, and for what CNeRV does not tell
+PAPER_NERV = replace(PAPER, loss="l1_ssim", betas=(0.5, 0.999), frames_per_step=1)
+# HNeRV, section 4.1; the warm-up is the code's
+PAPER_HNERV = replace(PAPER, loss="l2", learning_rate=1e-3, warmup=0.1, frames_per_step=2)
 
-RECIPES = {("dnerv", "fast"): FAST, ("dnerv", "paper"): PAPER}
+RECIPES = {
+    ("dnerv", "fast"): FAST,
+    ("dnerv", "paper"): PAPER,
+    ("nerv", "fast"): FAST_FRAMES,
+    ("nerv", "paper"): PAPER_NERV,
+    ("cnerv", "fast"): FAST_FRAMES,
+    ("cnerv", "paper"): PAPER_NERV,
+    ("hnerv", "fast"): FAST_FRAMES,
+    ("hnerv", "paper"): PAPER_HNERV,
+}
 KEY_INTERVALS = {("dnerv", "fast"): 8, ("dnerv", "paper"): 8}  # frames between key-frames; the paper's is its clip

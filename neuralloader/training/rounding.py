@@ -6,16 +6,15 @@ from contextlib import contextmanager
 import torch
 
 from neuralloader.backends import Backend
-from neuralloader.codecs.quantize import dequantize, quantize
-from neuralloader.packfile import stored_parameters, weight_axis
+from neuralloader.codecs.quantize import dequantize
+from neuralloader.packfile import quantize_parameter, stored_parameters
 
 
 @torch.no_grad()
 def round_in_place(backend: Backend, bits: int) -> None:
     """Replace every stored parameter by the value that a reader of the pack will get."""
-    for parameter in stored_parameters(backend).values():
-        values = parameter.float().cpu().contiguous().numpy()
-        rounded = dequantize(quantize(values, bits=bits, axis=weight_axis(values.shape)))
+    for name, parameter in stored_parameters(backend).items():
+        rounded = dequantize(quantize_parameter(backend, name, parameter, bits))
         parameter.copy_(torch.from_numpy(rounded))
 
 

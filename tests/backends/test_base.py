@@ -21,10 +21,10 @@ def test_the_nearest_size_that_fits(size: tuple[int, int], multiple: int, neares
 
 
 def test_units_have_a_length_and_move_together() -> None:
-    units = Units(torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 8), torch.zeros(3, 8))
+    units = Units(torch.zeros(3, 2, dtype=torch.int64), *torch.zeros(3, 3, 8))
     assert len(units) == 3
     moved = units.to(torch.device("meta"))
-    assert {t.device.type for t in (moved.keys, moved.phase, moved.time)} == {"meta"}
+    assert {t.device.type for t in (moved.keys, moved.phase, moved.time, moved.corpus_time)} == {"meta"}
     assert moved.keys.dtype == torch.int64
 
 

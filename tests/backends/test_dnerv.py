@@ -86,7 +86,7 @@ def test_stages_of_the_small_model() -> None:
         stage.get_submodule("upsample.conv").register_forward_hook(note_convolution)
         stage.register_forward_hook(note_stage)
     features = network.encode_keyframes(torch.zeros(2, 3, *PAPER_SIZE, dtype=torch.uint8))
-    frames = network.decode(features, Units(torch.tensor([[0, 1]]), torch.zeros(1, 1), torch.zeros(1, 1)), None)
+    frames = network.decode(features, Units(torch.tensor([[0, 1]]), *torch.zeros(3, 1, 1)), None)
     assert table == [  # channels, height, width, channels of the convolution, channels, height, width
         (262, 4, 5, 6336, 396, 16, 20),
         (396, 16, 20, 792, 198, 32, 40),
@@ -122,6 +122,7 @@ def _fourteen_frames() -> Units:
         keys=torch.tensor([[0, 1], [1, 2]]),
         phase=(k - s) / (e - s),
         time=(k - 1) / 13,
+        corpus_time=(k - 1) / 20,
     )
 
 
@@ -214,7 +215,7 @@ def test_two_clips_at_once_are_two_clips_alone(network: DNeRV, keyframes: Tensor
     units, features = _fourteen_frames(), network.encode_keyframes(keyframes)
     together = network.decode(features, units, None)
     for i in (0, 1):
-        alone = Units(units.keys[i : i + 1], units.phase[i : i + 1], units.time[i : i + 1])
+        alone = Units(*(values[i : i + 1] for values in (units.keys, units.phase, units.time, units.corpus_time)))
         torch.testing.assert_close(network.decode(features, alone, None), together[i : i + 1], atol=1e-4, rtol=0)
 
 
@@ -233,7 +234,7 @@ def test_padding_passes_through_the_network(network: DNeRV, keyframes: Tensor) -
     right = network.decode(features, units, None)[1]
     phase, time = units.phase.clone(), units.time.clone()
     phase[1, 6:], time[1, 6:] = 0, 0
-    wrong = network.decode(features, Units(units.keys, phase, time), None)[1]
+    wrong = network.decode(features, Units(units.keys, phase, time, time), None)[1]
     assert (right[:6] - wrong[:6]).abs().max() > 1e-3
 
 
@@ -259,7 +260,7 @@ def test_it_stores_all_weights_and_no_latents(network: DNeRV, keyframes: Tensor)
     assert network.frames_per_unit == T
     assert network.latent_shape is None
     with pytest.raises(NotImplementedError, match="DNeRV stores no latents"):
-        network.latent_bits(torch.zeros(1))
+        network.estimate_bits(torch.zeros(1))
     with pytest.raises(NotImplementedError, match="DNeRV stores no latents"):
         network.encode_latents(keyframes[None], keyframes, _fourteen_frames())
 

@@ -32,7 +32,7 @@ def keyframes() -> Tensor:
 def units() -> Units:
     keys = torch.tensor([[0, 1], [0, 1], [1, 2], [2, 2], [1, 2]])
     phase = torch.tensor([[0.0], [0.5], [0.25], [0.0], [1.0]])
-    return Units(keys, phase, time=torch.linspace(0, 1, 5)[:, None])
+    return Units(keys, phase, *torch.linspace(0, 1, 5).expand(2, -1)[..., None])
 
 
 def _latents(network: FastDNeRV, num_frames: int) -> Tensor:
@@ -41,7 +41,7 @@ def _latents(network: FastDNeRV, num_frames: int) -> Tensor:
 
 
 def _slice(units: Units, rows: slice) -> Units:
-    return Units(units.keys[rows], units.phase[rows], units.time[rows])
+    return Units(units.keys[rows], units.phase[rows], units.time[rows], units.corpus_time[rows])
 
 
 def test_a_unit_is_a_frame(network: FastDNeRV, keyframes: Tensor, units: Units) -> None:
@@ -63,7 +63,7 @@ def test_frames_together_are_frames_alone(network: FastDNeRV, keyframes: Tensor,
         alone = network.decode(features, _slice(units, rows), latents[rows])
         torch.testing.assert_close(alone, together[rows], atol=1e-4, rtol=0)
         own = network.encode_keyframes(keyframes[units.keys[i]])  # with no key-frame but its own
-        renumbered = Units(torch.tensor([[0, 1]]), units.phase[rows], units.time[rows])
+        renumbered = Units(torch.tensor([[0, 1]]), units.phase[rows], units.time[rows], units.corpus_time[rows])
         torch.testing.assert_close(network.decode(own, renumbered, latents[rows]), together[rows], atol=1e-4, rtol=0)
 
 
@@ -91,7 +91,7 @@ def test_an_untrained_network_shows_the_key_frames() -> None:
     y, x = torch.meshgrid(torch.linspace(0, 3, SIZE[0]), torch.linspace(0, 3, SIZE[1]), indexing="ij")
     smooth = torch.stack([(y.sin() * 100 + 120), (x.cos() * 100 + 120)])  # a small random flow changes little of it
     keyframes = smooth[:, None].expand(2, 3, *SIZE).to(torch.uint8)
-    units = Units(torch.tensor([[0, 1], [0, 1]]), torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]))
+    units = Units(torch.tensor([[0, 1], [0, 1]]), *torch.tensor([[0.0], [1.0]]).expand(3, -1, -1))
     assert network.latent_shape is not None
     frames = network.decode(network.encode_keyframes(keyframes), units, torch.zeros(2, *network.latent_shape))
     assert (frames[:, 0] - keyframes / 255).abs().mean() < 0.05
@@ -112,7 +112,7 @@ def test_gradient_reaches_every_parameter(network: FastDNeRV, keyframes: Tensor,
     assert network.latent_shape is not None
     assert latents.shape == (5, *network.latent_shape)
     decoded = network.decode(network.encode_keyframes(keyframes), units, latents)
-    (decoded.square().sum() + network.latent_bits(latents).sum()).backward()
+    (decoded.square().sum() + network.estimate_bits(latents).sum()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -122,16 +122,18 @@ def test_a_latent_sees_its_own_frame_and_key_frames_only(network: FastDNeRV, key
     frames = torch.randint(0, 256, (5, 1, 3, *SIZE), dtype=torch.uint8)
     together = network.encode_latents(frames, keyframes, units)
     for i in range(5):
-        renumbered = Units(torch.tensor([[0, 1]]), units.phase[i : i + 1], units.time[i : i + 1])
+        renumbered = Units(
+            torch.tensor([[0, 1]]), *(values[i : i + 1] for values in (units.phase, units.time, units.corpus_time))
+        )
         alone = network.encode_latents(frames[i : i + 1], keyframes[units.keys[i]], renumbered)
         torch.testing.assert_close(alone, together[i : i + 1], atol=1e-4, rtol=1e-4)
 
 
-def test_latent_bits_grow_with_the_latents_and_have_gradients(network: FastDNeRV) -> None:
+def test_estimated_bits_grow_with_the_latents_and_have_gradients(network: FastDNeRV) -> None:
     assert network.latent_shape is not None
     latents = torch.stack([torch.full(network.latent_shape, float(value)) for value in (0, 1, -1, 3, 127)])
     latents.requires_grad_(True)
-    bits = network.latent_bits(latents)
+    bits = network.estimate_bits(latents)
     assert bits.shape == (5,)
     assert torch.isfinite(bits).all()
     assert bits[0] < bits[1] < bits[3] <= bits[4]
@@ -141,11 +143,11 @@ def test_latent_bits_grow_with_the_latents_and_have_gradients(network: FastDNeRV
 
 
 @torch.no_grad()
-def test_latent_bits_are_those_of_a_distribution() -> None:
+def test_estimated_bits_are_those_of_a_distribution() -> None:
     """Over all integers, the probabilities that the bits stand for add up to one."""
     network = FastDNeRV(replace(network_of("dnerv", "fast", 16, SIZE), latent_channels=1))
     values = torch.arange(-40.0, 41.0).view(-1, 1, 1, 1)
-    total = (2 ** -network.latent_bits(values).double()).sum()
+    total = (2 ** -network.estimate_bits(values).double()).sum()
     torch.testing.assert_close(total, torch.ones((), dtype=torch.float64), atol=1e-4, rtol=0)
 
 

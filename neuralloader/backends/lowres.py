@@ -1,0 +1,73 @@
+"""Thinking at low resolution: what the fast configurations share.
+
+Images enter by PixelUnshuffle(4), the trunk works from 1/16 (or less) to 1/4 of the frame, and one convolution and
+PixelShuffle(4) give the frame: the full size is touched once. D-NeRV's fast configuration showed what that is worth
+(docs/experiments.md); here are its plain parts, for the backends that make a frame without key-frames.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuralloader.backends.base import refuse_size
+from neuralloader.backends.blocks import UpsampleBlock
+
+HEAD_STRIDE = 4  # the head's PixelShuffle: from 1/4 of the frame to the frame
+TRUNK_STRIDE = 16  # latents and trunk start at 1/16 of the frame
+CENTRE, UNIT = 0.5, 0.25  # images are (value - centre) / unit inside a network, values in 0..1
+
+
+def check_frame_size(frame_size: tuple[int, int]) -> None:
+    """Refuse, with a ValueError, a frame whose sides are no multiples of 16."""
+    if any(side < TRUNK_STRIDE or side % TRUNK_STRIDE for side in frame_size):
+        raise ValueError(refuse_size(frame_size, TRUNK_STRIDE))
+
+
+def unshuffle(images: Tensor) -> Tensor:
+    """(M, 3, H, W) in 0..1 -> (M, 48, H/4, W/4) around 0, channels last."""
+    centred = (F.pixel_unshuffle(images, HEAD_STRIDE) - CENTRE) / UNIT
+    return centred.contiguous(memory_format=torch.channels_last)
+
+
+class FrameEncoder(nn.Module):
+    """A latent for each frame, from the frame alone. Needed while packing only."""
+
+    def __init__(self, width: int, latent_channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3 * HEAD_STRIDE**2, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, latent_channels, 3, padding=1),
+        )
+        self.log_gain = nn.Parameter(torch.zeros(latent_channels, 1, 1))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(M, 3, H, W) in 0..1 -> (M, latent_channels, H/16, W/16), float32."""
+        return self.body(unshuffle(frames)).float() * self.log_gain.exp()
+
+
+class FrameTrunk(nn.Module):
+    """From a map at 1/16 of the frame, or less, to the frame.
+
+    (M, C, H/16, W/16) --conv--> 2 width --conv, shuffle 2--> width @ 1/8 --the same--> width @ 1/4
+        --conv--> width --conv, shuffle 4--> (M, 3, H, W)
+    """
+
+    def __init__(self, in_channels: int, width: int, num_stages: int = 2):
+        super().__init__()
+        self.base = nn.Conv2d(in_channels, 2 * width, 3, padding=1)
+        self.stages = nn.ModuleList(UpsampleBlock(2 * width if i == 0 else width, width, 2) for i in range(num_stages))
+        self.hidden = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Conv2d(width, 3 * HEAD_STRIDE**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames, float32, nominally in 0..1."""
+        x = F.gelu(self.base(x.contiguous(memory_format=torch.channels_last)))
+        for stage in self.stages:
+            x = stage(x)
+        x = x + F.gelu(self.hidden(x))
+        return F.pixel_shuffle(self.out(x).float(), HEAD_STRIDE) * UNIT + CENTRE

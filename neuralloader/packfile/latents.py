@@ -1,0 +1,160 @@
+"""The latents of a corpus's frames: rounded, as tensors of a pack, and back.
+
+latents.offset, .frequencies   probability tables of the entropy coder (``codecs.rans``)
+latents.data, .size, .crc32    a block for each clip that has a frame with a latent: its int8 symbols, frame by frame
+latents.minimum, .scale        float16, a value for each channel, where latents are rounded to an even grid:
+                               value = minimum + scale * (symbol + 128). Without them, value = symbol
+
+Every frame that is no key-frame has one latent.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from neuralloader.clips import FrameTable
+from neuralloader.codecs.quantize import quantize
+from neuralloader.codecs.rans import LatentTables, decode_blocks, encode_blocks, fit_tables
+from neuralloader.container.blobs import BlobReader, blob_to_tensors
+from neuralloader.container.reader import PackReader
+from neuralloader.errors import PackError
+
+MAX_SYMBOL = 127
+SYMBOL_OF_CODE_0 = -128  # of an even grid
+
+
+@dataclass(frozen=True)
+class LatentGrid:
+    """What the symbols of rounded latents stand for: minimum + scale * (symbol + 128).
+
+    Attributes:
+        minimum, scale: (channels,) float16.
+    """
+
+    minimum: np.ndarray
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class RoundedLatents:
+    """Latents as they are stored.
+
+    Attributes:
+        symbols: (num_latents, channels, height, width) int8.
+        grid: what they stand for; None is themselves.
+    """
+
+    symbols: np.ndarray
+    grid: LatentGrid | None
+
+
+def round_latents(values: np.ndarray, bits: int | None) -> RoundedLatents:
+    """Round latents to whole numbers, or to an even grid of 2^bits levels for each channel.
+
+    Args:
+        values: (num_latents, channels, height, width) float32.
+        bits: 2 to 8; None is whole numbers, which are clipped to -127 to 127.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    if bits is None:
+        if not np.isfinite(values).all():
+            raise ValueError("latents must be finite; training went wrong")
+        return RoundedLatents(np.rint(values).clip(-MAX_SYMBOL, MAX_SYMBOL).astype(np.int8), None)
+    quantized = quantize(values, bits=bits, axis=1)
+    symbols = (quantized.codes.astype(np.int16) + SYMBOL_OF_CODE_0).astype(np.int8)
+    return RoundedLatents(symbols, LatentGrid(quantized.minimum.ravel(), quantized.scale.ravel()))
+
+
+def latents_per_clip(frames: FrameTable, num_clips: int) -> np.ndarray:
+    """(num_clips,) int64: frames of each clip that store a latent."""
+    return np.bincount(frames.clip[~frames.is_key], minlength=num_clips)
+
+
+def latents_to_tensors(latents: RoundedLatents, per_clip: np.ndarray) -> dict[str, Any]:
+    """The tensors of the latents.
+
+    Args:
+        latents: of all frames that have one, in frame order.
+        per_clip: as ``latents_per_clip`` gives it.
+    """
+    tables = fit_tables(latents.symbols)
+    blocks = encode_blocks(latents.symbols, per_clip[per_clip > 0], tables)
+    tensors: dict[str, Any] = blob_to_tensors("latents", blocks)
+    tensors |= {"latents.offset": tables.offset, "latents.frequencies": tables.frequencies}
+    if latents.grid is not None:
+        tensors |= {"latents.minimum": latents.grid.minimum, "latents.scale": latents.grid.scale}
+    return tensors
+
+
+class LatentReader:
+    """The latents of an opened pack, block by block.
+
+    Args:
+        reader: the opened pack.
+        shape: (channels, height, width) of a frame's latent.
+        per_clip: as ``latents_per_clip`` gives it.
+        name_of_clip: puts a row of the clip table in words, for errors.
+
+    Raises:
+        PackError: tables that are damaged or do not fit.
+    """
+
+    def __init__(
+        self,
+        reader: PackReader,
+        shape: tuple[int, int, int],
+        per_clip: np.ndarray,
+        name_of_clip: Callable[[int], str],
+    ):
+        self._shape = shape
+        self._clip = np.flatnonzero(per_clip)  # of each block
+        self._num_frames = per_clip[self._clip]
+        self._name_of_clip = name_of_clip
+        self._blocks = BlobReader(reader, "latents", lambda block: name_of_clip(int(self._clip[block])))
+        if len(self._blocks) != len(self._clip):
+            raise PackError(f"{len(self._blocks)} blocks of latents are stored, where {len(self._clip)} belong")
+        self._tables = LatentTables(reader.tensor("latents.offset"), reader.tensor("latents.frequencies"))
+        self.grid = _read_grid(reader, shape[0])
+
+    def select(self, clips: np.ndarray | None) -> np.ndarray:
+        """The blocks of some clips, ascending, or of all."""
+        return np.arange(len(self._clip)) if clips is None else np.flatnonzero(np.isin(self._clip, clips))
+
+    def num_bytes(self, blocks: np.ndarray) -> int:
+        """Bytes of their symbols."""
+        return int(self._num_frames[blocks].sum()) * prod(self._shape)
+
+    def read(self, blocks: np.ndarray) -> np.ndarray:
+        """Symbols of some blocks, (num_latents, *shape) int8.
+
+        Raises:
+            PackError: a block is damaged.
+        """
+        items = self._blocks.items(blocks.tolist())
+        num_frames = self._num_frames[blocks]
+        try:
+            return decode_blocks(items, num_frames, self._shape, self._tables)
+        except PackError:
+            for block, item, count in zip(blocks, items, num_frames, strict=True):
+                try:
+                    decode_blocks([item], np.array([count]), self._shape, self._tables)
+                except PackError as error:
+                    raise PackError(f"{self._name_of_clip(int(self._clip[block]))}: {error}") from error
+            raise
+
+
+def _read_grid(reader: PackReader, num_channels: int) -> LatentGrid | None:
+    names = ("latents.minimum", "latents.scale")
+    present = [name in reader.tensor_names for name in names]
+    if not any(present):
+        return None
+    minimum, scale = (reader.tensor(name) for name in names)
+    for name, values in zip(names, (minimum, scale), strict=True):
+        if values.dtype != np.float16 or values.shape != (num_channels,) or not np.isfinite(values).all():
+            raise PackError(f"{name} must be {num_channels} finite float16, not {values.dtype} {values.shape}")
+    return LatentGrid(minimum, scale)
