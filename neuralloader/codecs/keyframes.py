@@ -1,35 +1,36 @@
 """Key-frames: RGB images to AVIF, WebP, JPEG or PNG bytes and back, through Pillow, one by one or in threads.
 
-A small AVIF file is a quarter boilerplate: boxes that are equal in all key-frames of a pack but for two lengths. They
-are stored once, as a template; so is the start of the AV1 data (its sequence header), where all share it:
-
-    [ftyp][meta: .. iloc{.. length ..} ..][mdat size "mdat" | AV1 data ............]
-    [------------ template, lengths zeroed ----------------- shared]   one a pack
-                                                            [ payload ------------]   one a key-frame
-
-A key-frame's bytes are rebuilt exactly. Other codecs have an empty template, and their payload is the whole file.
+Decoding trusts no file: only the plain layouts that ``encode_keyframe`` writes are read (``plain``). What AVIF files
+share is stored once (``avif``).
 """
 
 import io
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, features
+from PIL import AvifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features
 
+from neuralloader.codecs.avif import join_avif, take_template
+from neuralloader.codecs.plain import check_plain, check_size
 from neuralloader.errors import PackError
 
 KeyframeCodec = Literal["avif", "webp", "jpeg", "png"]
 
 _PILLOW_FORMATS = {"avif": "AVIF", "webp": "WEBP", "jpeg": "JPEG", "png": "PNG"}
 _PILLOW_FEATURES = {"avif": "avif", "webp": "webp", "jpeg": "jpg", "png": "zlib"}
+# Not through Image.open: it warns of images above a size, looks for more pictures in a JPEG, and asks other plugins.
+_PILLOW_CLASSES = {
+    "avif": AvifImagePlugin.AvifImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+}
 _AVIF_SPEED = 4  # 0 slowest to 10; 4 saves 2% of the bytes against 6 and costs 50 ms a frame of 128x160
 _MAX_THREADS = 32
-_MAX_SHARED_START = 64  # the AV1 sequence header takes about 14 bytes
 
 _Result = TypeVar("_Result")
 
@@ -137,60 +138,18 @@ def decode_keyframes(files: Sequence[bytes], codec: KeyframeCodec, size: tuple[i
     return images
 
 
-def split_avif(data: bytes) -> tuple[bytes, bytes]:
-    """Part an AVIF file with one image into its boilerplate, both lengths zeroed, and its AV1 data.
-
-    Raises:
-        PackError: a file that is laid out in another way than Pillow writes them.
-    """
-    length_at, start = _find_length_and_data(data)
-    (mdat_size,) = struct.unpack_from(">I", data, start - 8)
-    offset, length = struct.unpack_from(">II", data, length_at - 4)
-    if mdat_size != len(data) - (start - 8) or offset != start or length != len(data) - start:
-        raise PackError("an AVIF file must hold its one image at the end, in one piece")
-    template = bytearray(data[:start])
-    struct.pack_into(">I", template, length_at, 0)
-    struct.pack_into(">I", template, start - 8, 0)
-    return bytes(template), data[start:]
-
-
-def join_avif(template: bytes, payload: bytes) -> bytes:
-    """Put an AVIF file together again: the inverse of ``split_avif``, and of the shared start in a template.
-
-    Raises:
-        PackError: a template that is no AVIF file up to its AV1 data.
-    """
-    length_at, start = _find_length_and_data(template)
-    data = bytearray(template + payload)
-    struct.pack_into(">I", data, length_at, len(data) - start)
-    struct.pack_into(">I", data, start - 8, len(data) - start + 8)
-    return bytes(data)
-
-
-def pack_keyframes(files: Sequence[bytes], codec: KeyframeCodec) -> tuple[bytes, list[bytes]]:
+def pack_keyframes(files: Sequence[bytes], codec: KeyframeCodec) -> tuple[bytes, Sequence[bytes]]:
     """Take out of all key-frames of a pack what they share.
 
     Args:
-        files: complete image files.
+        files: complete image files; they need not all be in memory.
         codec: what they are.
 
     Returns:
         The template, and a payload for each file. The template is empty, and each payload the whole file, where the
         codec is not AVIF, or where a file is laid out in its own way.
     """
-    if codec != "avif" or not files:
-        return b"", list(files)
-    try:
-        parts = [split_avif(data) for data in files]
-    except PackError:
-        return b"", list(files)
-    template = parts[0][0]
-    payloads = [payload for _, payload in parts]
-    shared = min(_shared_start(payloads), _MAX_SHARED_START)
-    template, payloads = template + payloads[0][:shared], [payload[shared:] for payload in payloads]
-    if any(join_avif(template, payload) != data for payload, data in zip(payloads, files, strict=True)):
-        return b"", list(files)
-    return template, payloads
+    return take_template(files) if codec == "avif" and files else (b"", files)
 
 
 def unpack_keyframe(template: bytes, payload: bytes) -> bytes:
@@ -205,11 +164,9 @@ def unpack_keyframe(template: bytes, payload: bytes) -> bytes:
 def _decode(data: bytes, codec: KeyframeCodec, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     try:
-        if codec == "webp":
-            _check_plain_webp(data, size)
-        with Image.open(io.BytesIO(data), formats=[_PILLOW_FORMATS[codec]]) as image:
-            if image.size != (width, height):
-                raise PackError(f"a key-frame of {image.size[1]}x{image.size[0]} pixels where {height}x{width} belong")
+        check_plain(data, codec, size)
+        with _PILLOW_CLASSES[codec](io.BytesIO(data)) as image:
+            check_size((image.size[1], image.size[0]), size)
             if image.mode != "RGB":
                 raise PackError(f"a key-frame in mode {image.mode} where RGB belongs")
             pixels = np.asarray(image)
@@ -220,15 +177,6 @@ def _decode(data: bytes, codec: KeyframeCodec, size: tuple[int, int]) -> np.ndar
     if pixels.shape != (height, width, 3):
         raise PackError(f"a key-frame decoded to shape {pixels.shape}, not {(height, width, 3)}")
     return pixels
-
-
-def _check_plain_webp(data: bytes, size: tuple[int, int]) -> None:
-    """Read the size from a lossy WebP's header, because Pillow allocates the whole canvas on opening."""
-    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8 " or len(data) < 30:
-        raise PackError("a key-frame is no readable webp image: it does not start as a plain lossy WebP file")
-    width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    if (height, width) != tuple(size):
-        raise PackError(f"a key-frame of {height}x{width} pixels where {size[0]}x{size[1]} belong")
 
 
 @contextmanager
@@ -256,53 +204,3 @@ def _map_in_threads(function: Callable[[int], _Result], count: int) -> list[_Res
         return [function(i) for i in range(count)]
     with ThreadPoolExecutor(num_threads, thread_name_prefix="keyframes") as pool:
         return list(pool.map(function, range(count)))
-
-
-def _find_length_and_data(data: bytes) -> tuple[int, int]:
-    """Find where an AVIF file, or its template, has the extent length of its one item, and where its mdat starts."""
-    length_at = None
-    for kind, start, end in _boxes(data, 0, len(data)):
-        if kind == b"meta":
-            for child, child_start, child_end in _boxes(data, start + 4, end):  # 4 bytes of version and flags
-                if child == b"iloc":
-                    length_at = _find_extent_length(data[child_start:child_end]) + child_start
-        elif kind == b"mdat":
-            if length_at is None:
-                raise PackError("an AVIF key-frame has no item location before its data")
-            return length_at, start
-    raise PackError("an AVIF key-frame has no data box")
-
-
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Walk boxes: (type, start and end of the content). An mdat reaches to the end, as its size may be zeroed."""
-    while start < end:
-        if end - start < 8:
-            raise PackError("an AVIF key-frame ends within a box header")
-        size, kind = struct.unpack_from(">I4s", data, start)
-        if kind == b"mdat":
-            size = end - start
-        if not 8 <= size <= end - start:
-            raise PackError(f"an AVIF key-frame has a box {kind!r} of {size} bytes where {end - start} are left")
-        yield kind, start + 8, start + size
-        start += size
-
-
-def _find_extent_length(iloc: bytes) -> int:
-    """Position of the extent length in an iloc box of version 0 with one item in one extent and 4-byte fields.
-
-    version, flags (4) | sizes 0x44 0x00 (2) | items = 1 (2) | id (2) | source = 0 (2) | extents = 1 (2) | offset (4) |
-    length (4)
-    """
-    if len(iloc) != 22:
-        raise PackError(f"an AVIF key-frame has an item location of {len(iloc)} bytes, not 22")
-    version, sizes, num_items, _, source, num_extents = struct.unpack_from(">IHHHHH", iloc)
-    if (version, sizes, num_items, source, num_extents) != (0, 0x4400, 1, 0, 1):
-        raise PackError("an AVIF key-frame has an item location that is not one extent of one item")
-    return 18
-
-
-def _shared_start(payloads: Sequence[bytes]) -> int:
-    """Bytes that all payloads start with, short of the smallest one's last byte."""
-    first, last = min(payloads), max(payloads)  # in sorted order, the ends share what all share
-    limit = min(len(payload) for payload in payloads) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))

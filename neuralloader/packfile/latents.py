@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from neuralloader.clips import FrameTable
 from neuralloader.codecs.quantize import quantize
 from neuralloader.codecs.rans import LatentTables, decode_blocks, encode_blocks, fit_tables
 from neuralloader.container.blobs import BlobReader, blob_to_tensors
@@ -70,17 +69,12 @@ def round_latents(values: np.ndarray, bits: int | None) -> RoundedLatents:
     return RoundedLatents(symbols, LatentGrid(quantized.minimum.ravel(), quantized.scale.ravel()))
 
 
-def latents_per_clip(frames: FrameTable, num_clips: int) -> np.ndarray:
-    """(num_clips,) int64: frames of each clip that store a latent."""
-    return np.bincount(frames.clip[~frames.is_key], minlength=num_clips)
-
-
 def latents_to_tensors(latents: RoundedLatents, per_clip: np.ndarray) -> dict[str, Any]:
     """The tensors of the latents.
 
     Args:
         latents: of all frames that have one, in frame order.
-        per_clip: as ``latents_per_clip`` gives it.
+        per_clip: as ``FrameTable.latents_per_clip`` gives it.
     """
     tables = fit_tables(latents.symbols)
     blocks = encode_blocks(latents.symbols, per_clip[per_clip > 0], tables)
@@ -97,7 +91,7 @@ class LatentReader:
     Args:
         reader: the opened pack.
         shape: (channels, height, width) of a frame's latent.
-        per_clip: as ``latents_per_clip`` gives it.
+        per_clip: as ``FrameTable.latents_per_clip`` gives it.
         name_of_clip: puts a row of the clip table in words, for errors.
 
     Raises:

@@ -8,7 +8,8 @@ keyframes.*   image files less what they share, where its network uses key-frame
 """
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -30,7 +31,7 @@ from neuralloader.container.index import PackIndex, index_from_tensors, index_to
 from neuralloader.container.reader import PackReader
 from neuralloader.container.writer import write_pack
 from neuralloader.errors import PackError
-from neuralloader.packfile.latents import LatentReader, RoundedLatents, latents_per_clip, latents_to_tensors
+from neuralloader.packfile.latents import LatentReader, RoundedLatents, latents_to_tensors
 from neuralloader.packfile.manifest import PackDescription, read_description, write_description
 from neuralloader.packfile.weights import (
     WeightTable,
@@ -59,7 +60,7 @@ def save_pack(
     description: PackDescription,
     index: PackIndex,
     backend: Backend,
-    keyframes: list[bytes],
+    keyframes: Sequence[bytes],
     latents: RoundedLatents | None,
     *,
     overwrite: bool = False,
@@ -71,7 +72,7 @@ def save_pack(
         description: the manifest's part.
         index: videos, clips, key-frames, skipped sources.
         backend: the trained network; its weights are rounded on the way.
-        keyframes: complete image files, one for each row of the key-frame table.
+        keyframes: complete image files, one for each row of the key-frame table; need not all be in memory.
         latents: of all frames that are no key-frames, or None where the network has none.
         overwrite: replace a file that is there.
 
@@ -84,8 +85,7 @@ def save_pack(
         tensors |= blob_to_tensors("keyframes", payloads)
         tensors["keyframes.template"] = np.frombuffer(template, np.uint8)
     if latents is not None:
-        frames = index_frames(index.clips, index.keys)
-        tensors |= latents_to_tensors(latents, latents_per_clip(frames, len(index.clips)))
+        tensors |= latents_to_tensors(latents, index_frames(index.clips, index.keys).latents_per_clip())
     tensors |= index_to_tensors(index)
     manifest = write_description(description) | weight_table
     return write_pack(path, manifest, tensors, overwrite=overwrite)
@@ -232,8 +232,7 @@ class Pack:
         if shape is None:
             raise PackError(f"{self.path}: its {self.description.backend} stores no latents")
         with _naming(self.path):
-            per_clip = latents_per_clip(self.frames, len(self.index.clips))
-            reader = LatentReader(self.reader, shape, per_clip, self._name_block)
+            reader = LatentReader(self.reader, shape, self.frames.latents_per_clip(), self._name_block)
             blocks = reader.select(clips)
             self._check_expansion("latents", reader.num_bytes(blocks))
             return RoundedLatents(reader.read(blocks), reader.grid)
@@ -277,10 +276,15 @@ class Pack:
         """The network without memory for its weights: a stranger's configuration is not yet to be trusted."""
         description = self.description
         try:
-            with torch.device("meta"):
-                return build_backend(description.backend, description.config, description.network)
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+                outline = build_backend(description.backend, description.config, description.network)
         except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
             raise PackError(f"no network can be built from its configuration: {error}") from error
+        for name, parameter in outline.named_parameters():
+            if not parameter.numel():
+                raise PackError(f"the parameter {name} has no weights: the network's record is impossible")
+        return outline
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 manifest          "weights": rows [parameter name, shape, axis], in the order of the codes; every index of the axis has
                   its own scale, null is one for all. "weight_levels": codes lie below it
-weights.codes     the codes of all parameters behind one another, compressed with zstd; where a code takes two bytes
+weights.codes     the codes of all parameters behind one another, zstd or xz; where a code takes two bytes
                   (257 levels), all low bytes come first, then all high ones
 scales.minimum    float16, of every parameter in turn: one for each index of its axis, or one
 scales.scale      the same
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from neuralloader.backends import Backend
+from neuralloader.codecs.lossless import compress_bytes, decompress_bytes
 from neuralloader.codecs.quantize import QuantizedTensor, dequantize, quantize
-from neuralloader.codecs.zstd import compress_bytes, decompress_bytes
 from neuralloader.errors import PackError
 
 MAX_LEVELS = 257

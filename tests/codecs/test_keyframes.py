@@ -1,8 +1,13 @@
 """Images survive every codec; AVIF boilerplate is parted and joined exactly; foreign and damaged files are refused."""
 
+import base64
 import io
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import AvifImagePlugin, Image
 
-from neuralloader.codecs import keyframes
+from neuralloader.codecs import keyframes, plain
+from neuralloader.codecs.avif import join_avif, split_avif
 from neuralloader.codecs.keyframes import (
     check_codec_available,
     decode_keyframe,
     decode_keyframes,
     encode_keyframe,
     encode_keyframes,
-    join_avif,
     pack_keyframes,
-    split_avif,
     unpack_keyframe,
 )
 from neuralloader.errors import PackError
@@ -181,7 +185,7 @@ def test_another_mode_is_refused(codec):
     file = io.BytesIO()
     mode = "L" if codec in ("jpeg", "png") else "RGBA"
     Image.new(mode, (48, 32)).save(file, codec.upper())
-    with pytest.raises(PackError, match=f"in mode {mode} where RGB belongs|plain lossy WebP"):
+    with pytest.raises(PackError, match=f"in mode {mode} where RGB belongs|plain lossy WebP|item location of 36"):
         decode_keyframe(file.getvalue(), codec, (32, 48))
 
 
@@ -205,6 +209,165 @@ def _bomb(codec: str) -> bytes:
 def test_bombs_are_refused_by_their_declared_size(codec, recwarn):
     with pytest.raises(PackError, match=r"of \d{5}x\d{5} pixels where 32x48 belong|no readable"):
         decode_keyframe(_bomb(codec), codec, (32, 48))
+
+
+# AV1 data of a grey image of 8000x8000 pixels, as libaom writes it at its lowest quality: 759 bytes.
+HUGE_AV1 = zlib.decompress(
+    base64.b85decode(
+        "c-j+U;Nq75Y*+vJTL(vmiGtBnRtf&^?X9Bs|Nnn<{s03*)cI4I$EVnwyj&2wf8UgjjO;B7?>xV_Ld}OQp~Ys+uJ2!`wJ*84=1Xgz{b}!o++Tv"
+        "G%w6X$V(nmLHt+4_;yFD2MHXxBJghUEekkSjlq9~O)#@K(KeU*MpJQ7aFEUik4kN<so6-^j*F((ZW^mrwQgd!jHTN}J?JdVTvb<Z3{hdq$+IxO?-"
+        "!owSZW*y^>s+_flQ@4l_Ftl%o8uaWs@b#&>IDD-uZdF"
+    )
+)
+
+_MEASURE = """
+import sys
+from pathlib import Path
+from neuralloader.codecs import keyframes, plain
+from neuralloader.errors import PackError
+
+def peak():  # getrusage's also counts the parent before it started us
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+good, forged = (Path(path).read_bytes() for path in sys.argv[1:3])
+keyframes.decode_keyframe(good, "avif", (32, 48))
+if sys.argv[3] == "unchecked":
+    plain.check_av1_size = lambda obus, size: None
+before, said = peak(), ""
+try:
+    keyframes.decode_keyframe(forged, "avif", (32, 48))
+except PackError as error:
+    said = str(error)
+print(peak() - before, said)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_a_small_avif_file_with_a_huge_frame_is_refused_before_memory_grows(tmp_path):
+    good = encode_keyframe(_images(1)[0], "avif", 60)
+    forged = join_avif(split_avif(good)[0], HUGE_AV1)  # boxes of 32x48 pixels
+    assert len(forged) < 1200
+    (tmp_path / "good.avif").write_bytes(good)
+    (tmp_path / "forged.avif").write_bytes(forged)
+
+    def measure(checked: str) -> tuple[int, str]:
+        command = [sys.executable, "-W", "error", "-c", _MEASURE, "good.avif", "forged.avif", checked]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        num_bytes, _, said = run.stdout.strip().partition(" ")
+        return int(num_bytes), said
+
+    num_bytes, said = measure("checked")
+    assert said == "a key-frame of 8000x8000 pixels where 32x48 belong, by its AV1 sequence header"
+    assert num_bytes < 8 << 20
+    assert measure("unchecked")[0] > 64 << 20  # so the file is as hostile as it is meant to be
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2), (17, 31), (700, 1301)])
+@pytest.mark.parametrize("codec", CODECS)
+def test_our_own_files_are_read_at_any_size(codec, size):
+    image = np.full((*size, 3), (200, 120, 40), np.uint8)
+    decoded = decode_keyframe(encode_keyframe(image, codec, 50), codec, size)
+    assert np.abs(decoded.astype(int) - image).max() < 12
+
+
+def test_an_image_above_the_size_that_pillow_warns_of_is_read_in_silence(monkeypatch):
+    files = {codec: encode_keyframe(_images(1)[0], codec, 80) for codec in CODECS}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 32x48 are 1536: a warning, and an error above twice this
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Image.open(io.BytesIO(files["png"])):
+            assert [warning.category for warning in caught] == [Image.DecompressionBombWarning]
+        caught.clear()
+        for codec, file in files.items():
+            assert decode_keyframe(file, codec, (32, 48)).shape == (32, 48, 3)  # pyright: ignore[reportArgumentType]
+    assert not caught
+
+
+def _refused_in_silence(file: bytes, codec, message: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(PackError, match=message):
+            decode_keyframe(file, codec, (32, 48))
+    assert not caught
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        _chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2 << 20))),
+        _chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(1000))),
+        _chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1000))),
+        _chunk(b"acTL", struct.pack(">II", 0, 0)),  # an animation without frames: Pillow warns
+        _chunk(b"IHDR", struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)),
+    ],
+)
+def test_png_with_more_than_pixels_is_refused(chunk):
+    file = encode_keyframe(_images(1)[0], "png", 0)
+    for position in (33, len(file) - 12):  # behind the header, before the end
+        _refused_in_silence(
+            file[:position] + chunk + file[position:], "png", f"a PNG key-frame has a chunk {chunk[4:8]!r}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"progressive": True}, "a segment 0xc2, which a plain baseline file has not"),
+        ({"exif": b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"}, "a segment 0xe1, which"),
+        ({"icc_profile": bytes(200)}, "a segment 0xe2, which"),
+        ({"comment": b"hello"}, "a segment 0xfe, which"),
+    ],
+)
+def test_jpeg_with_more_than_a_baseline_image_is_refused(options, message):
+    file = io.BytesIO()
+    Image.fromarray(_images(1)[0]).save(file, "JPEG", **options)
+    _refused_in_silence(file.getvalue(), "jpeg", message)
+
+
+def test_jpeg_headers_that_decoders_may_read_in_two_ways_are_refused():
+    file = encode_keyframe(_images(1)[0], "jpeg", 60)
+    frame, scan = file.index(b"\xff\xc0"), file.index(b"\xff\xda")
+    header = file[frame : frame + 19]
+    huge = header[:5] + struct.pack(">HH", 60000, 60000) + header[9:]
+    _refused_in_silence(file[:scan] + huge + file[scan:], "jpeg", "a segment 0xc0, which a plain baseline file has not")
+    _refused_in_silence(file[:frame] + huge + file[frame:], "jpeg", "a key-frame of 60000x60000 pixels where 32x48")
+    _refused_in_silence(file[:frame] + file[frame + 19 :], "jpeg", "a segment 0xda, which")
+    _refused_in_silence(file[: scan + 4] + b"\1" + file[scan + 5 :], "jpeg", "a segment 0xda, which")
+    _refused_in_silence(file[:2] + b"\xff\xe0\0\0" + file[2:], "jpeg", "its segments do not follow one another")
+    _refused_in_silence(file[:frame] + b"junk" + file[frame:], "jpeg", "its segments do not follow one another")
+    _refused_in_silence(file[:2] + b"\xff" + file[2:], "jpeg", "a segment 0xff, which")
+
+
+def _box(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def test_avif_with_more_than_one_image_in_one_piece_is_refused():
+    file = encode_keyframe(_images(1)[0], "avif", 60)
+    meta, iloc, mdat = file.index(b"meta") - 4, file.index(b"iloc") - 4, file.index(b"mdat") - 4
+    (meta_size,) = struct.unpack_from(">I", file, meta)
+    (iloc_size,) = struct.unpack_from(">I", file, iloc)
+
+    def in_meta(box: bytes, position: int) -> bytes:
+        grown = file[:meta] + struct.pack(">I", meta_size + len(box)) + file[meta + 4 :]
+        return grown[:position] + box + grown[position:]
+
+    for position in (0, meta, mdat):
+        for box in (_box(b"moov"), _box(b"free", b"1234")):
+            _refused_in_silence(file[:position] + box + file[position:], "avif", f"has a box {box[4:8]!r}, where only")
+    _refused_in_silence(file + _box(b"moov"), "avif", "must hold its one image at the end, in one piece")
+    _refused_in_silence(in_meta(file[iloc : iloc + iloc_size], iloc), "avif", "has a box b'iloc' too many")
+    _refused_in_silence(in_meta(_box(b"mdat"), iloc), "avif", "has a box b'mdat' too many")
+    _refused_in_silence(file[:mdat] + file[meta:], "avif", "has a box b'iloc' too many")
+    animated = io.BytesIO()
+    first, second = (Image.fromarray(image) for image in _images(2))
+    first.save(animated, "AVIF", save_all=True, append_images=[second])
+    _refused_in_silence(animated.getvalue(), "avif", "an AVIF key-frame has")
 
 
 def test_a_batch_names_the_file_that_is_wrong():
