@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralloader.clips import NO_KEY, UNLABELLED, ClipTable, KeyframeTable, SkippedSource, VideoInfo
+from neuralloader.clips import NO_KEY, UNLABELLED, ClipTable, KeyframeTable, SkippedSource, VideoInfo, VideoTable
 from neuralloader.errors import PackError
 
 _INTEGERS = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"))
@@ -32,7 +32,7 @@ class PackIndex:
         keys: where the key-frames sit.
     """
 
-    videos: tuple[VideoInfo, ...]
+    videos: Sequence[VideoInfo]
     skipped: tuple[SkippedSource, ...]
     clips: ClipTable
     keys: KeyframeTable
@@ -84,7 +84,7 @@ def index_from_tensors(get: Callable[[str], np.ndarray], *, num_classes: int, fr
     skipped_texts = _split_text("skipped.text", get("skipped.text"))
     if len(skipped_texts) % 2:
         raise PackError(f"skipped.text holds {len(skipped_texts)} texts, where pairs of name and reason belong")
-    num_frames = np.array([video.num_frames for video in videos], np.int64)
+    num_frames = videos.num_frames
     keys = _read_keys(get, num_frames)
     return PackIndex(
         videos=videos,
@@ -96,7 +96,7 @@ def index_from_tensors(get: Callable[[str], np.ndarray], *, num_classes: int, fr
     )
 
 
-def _read_videos(get: Callable[[str], np.ndarray], num_classes: int) -> tuple[VideoInfo, ...]:
+def _read_videos(get: Callable[[str], np.ndarray], num_classes: int) -> VideoTable:
     num_frames = _read_column(get, "videos.num_frames", None, at_least=1)
     n = len(num_frames)
     num_source_frames = _read_column(get, "videos.num_source_frames", n, at_least=1)
@@ -111,18 +111,7 @@ def _read_videos(get: Callable[[str], np.ndarray], num_classes: int) -> tuple[Vi
     if len(names) != n:
         raise PackError(f"videos.names holds {len(names)} names for {n} videos")
     _check_names(names)
-    return tuple(
-        VideoInfo(
-            name=names[i],
-            label=int(label[i]),
-            num_frames=int(num_frames[i]),
-            num_source_frames=int(num_source_frames[i]),
-            source_frame_rate=float(source_frame_rate[i]),
-            frame_rate=float(frame_rate[i]),
-            source_size=(int(height_width[i, 0]), int(height_width[i, 1])),
-        )
-        for i in range(n)
-    )
+    return VideoTable(names, label, num_frames, num_source_frames, source_frame_rate, frame_rate, height_width)
 
 
 def _read_keys(get: Callable[[str], np.ndarray], num_frames: np.ndarray) -> KeyframeTable:

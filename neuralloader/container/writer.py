@@ -1,15 +1,13 @@
-"""Write a pack: header and tensors streamed to a temporary file, which takes the pack's name when it is on the disk.
+"""Write a pack: header and tensors streamed to a file that appears whole or not at all (``replace``).
 
 The safetensors library would want every tensor in memory, and writes its metadata in random order.
 """
 
-import errno
 import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,6 +22,9 @@ from neuralloader.container.layout import (
     section_of,
     write_header,
 )
+from neuralloader.container.replace import check_writable, replacing
+
+__all__ = ["ByteStream", "check_writable", "write_pack"]
 
 _CHUNK_BYTES = 4 * 2**20
 
@@ -41,28 +42,6 @@ class ByteStream:
     chunks: Iterable[bytes]
 
 
-def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Find out, before hours of training, whether a pack can be written. Nothing is left behind.
-
-    Raises:
-        FileNotFoundError: its folder does not exist.
-        IsADirectoryError: it is a folder itself.
-        FileExistsError: it exists, and may not be overwritten.
-        PermissionError: its folder is read-only.
-        OSError: its folder cannot be written to for another reason.
-    """
-    path = Path(path)
-    _check_target(path, overwrite)
-    temporary = _temporary_path(path)
-    try:
-        temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        message = f"cannot write to the folder of {path}: {error.strerror}; choose another -o"
-        raise (PermissionError if refused else OSError)(message) from error
-
-
 def write_pack(
     path: str | os.PathLike[str],
     manifest: Mapping[str, Any],
@@ -73,7 +52,7 @@ def write_pack(
     """Write a pack. The same manifest and tensors give the same bytes, in whatever order they come.
 
     Args:
-        path: the file; it appears whole or not at all.
+        path: the file; it appears whole or not at all. A symbolic link is written through.
         manifest: JSON values; format, version and the table of tensors are added.
         tensors: arrays of a dtype in ``layout.DTYPES`` by name, or streams of bytes.
         overwrite: replace a pack that is there.
@@ -85,41 +64,16 @@ def write_pack(
         ValueError: a manifest, name, dtype or stream that no pack can hold.
         OSError: as ``check_writable``, or the disk is full.
     """
-    path = Path(path)
-    _check_target(path, overwrite)
     entries = _lay_out(tensors)
     head = write_header(manifest, entries)  # has no hashes yet; they will take as many bytes
-    temporary = _temporary_path(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(head)
-            for name, entry in entries.items():
-                entries[name] = replace(entry, sha256=_write_tensor(file, name, tensors[name]))
-            size_bytes = file.tell()
-            file.seek(0)
-            file.write(write_header(manifest, entries))
-            file.flush()
-            os.fsync(file.fileno())
-        _check_target(path, overwrite)  # training took hours
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    size_bytes = len(head) + max((entry.end for entry in entries.values()), default=0)
+    with replacing(path, num_bytes=size_bytes, overwrite=overwrite) as file:
+        file.write(head)
+        for name, entry in entries.items():
+            entries[name] = replace(entry, sha256=_write_tensor(file, name, tensors[name]))
+        file.seek(0)
+        file.write(write_header(manifest, entries))
     return size_bytes
-
-
-def _check_target(path: Path, overwrite: bool) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it, then pack into {path}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'corpus.nvpack'}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; --force (overwrite=True) replaces it")
-
-
-def _temporary_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _lay_out(tensors: Mapping[str, np.ndarray | ByteStream]) -> dict[str, TensorEntry]:
@@ -170,13 +124,3 @@ def _array_chunks(array: np.ndarray) -> Iterator[bytes]:
     data = array.reshape(-1).view(np.uint8)
     for begin in range(0, data.size, _CHUNK_BYTES):
         yield data[begin : begin + _CHUNK_BYTES].tobytes()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the new name on the disk too; Windows has no such call."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
