@@ -97,7 +97,7 @@ def main() -> None:
 
     unseen = np.zeros(num_frames, bool)
     if options.hold_out is not None:
-        frame = next(iter(packs.values())).frames.frame
+        frame = next(iter(packs.values())).frames.all.frame
         unseen = frame % options.hold_out == options.hold_out - 1
     groups = {"": ~unseen} if not unseen.any() else {" seen": ~unseen, " unseen": unseen}
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads; {num_frames} frames\n")

@@ -10,7 +10,9 @@ key-frame, and one more at the last frame; a clip leans on the two key-frames ar
 A corpus may have no key-frames at all, where its network needs none.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,6 +41,45 @@ class VideoInfo:
     source_frame_rate: float
     frame_rate: float
     source_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class VideoTable(Sequence[VideoInfo]):
+    """Many videos as columns: a corpus of 100,000 opens without as many objects. Each is made when it is asked for.
+
+    Attributes:
+        names: of each video.
+        label, num_frames, num_source_frames: (num_videos,) int64.
+        source_frame_rate, frame_rate: (num_videos,) float64.
+        source_size: (num_videos, 2) int64.
+    """
+
+    names: Sequence[str]
+    label: np.ndarray
+    num_frames: np.ndarray
+    num_source_frames: np.ndarray
+    source_frame_rate: np.ndarray
+    frame_rate: np.ndarray
+    source_size: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> VideoInfo:  # pyright: ignore[reportIncompatibleMethodOverride]
+        height, width = self.source_size[index].tolist()
+        return VideoInfo(
+            name=self.names[index],
+            label=int(self.label[index]),
+            num_frames=int(self.num_frames[index]),
+            num_source_frames=int(self.num_source_frames[index]),
+            source_frame_rate=float(self.source_frame_rate[index]),
+            frame_rate=float(self.frame_rate[index]),
+            source_size=(height, width),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """As a tuple of the videos would compare."""
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
 
 @dataclass(frozen=True)
@@ -134,18 +175,17 @@ def index_corpus(
 
 
 @dataclass(frozen=True)
-class FrameTable:
-    """Every stored frame of a pack, in video and frame order: one row each.
+class FrameRows:
+    """Some rows of a frame table; S is the shape of the rows that were asked for.
 
     Attributes:
-        video: (num_frames,) int64, row in the video list.
-        frame: (num_frames,) int64, frame number inside its video.
-        clip: (num_frames,) int64, row in the clip table.
-        keys: (num_frames, 2) int64, rows of the start and end key-frames, or ``NO_KEY`` twice.
-        phase: (num_frames,) float32, 0 at the start key-frame, 1 at the end one; 0 where they are the same or missing.
-        time: (num_frames,) float32, 0 at the video's first frame, 1 at its last; 0 in a video of one frame.
-        is_key: (num_frames,) bool, whether the frame is itself a key-frame.
-        first_row: (num_videos + 1,) int64, row of each video's first frame, and the number of rows.
+        video: S int64, row in the video list.
+        frame: S int64, frame number inside its video.
+        clip: S int64, row in the clip table.
+        keys: (*S, 2) int64, rows of the start and end key-frames, or ``NO_KEY`` twice.
+        phase: S float32, 0 at the start key-frame, 1 at the end one; 0 where they are the same or missing.
+        time: S float32, 0 at the video's first frame, 1 at its last; 0 in a video of one frame.
+        is_key: S bool, whether the frame is itself a key-frame.
     """
 
     video: np.ndarray
@@ -155,49 +195,73 @@ class FrameTable:
     phase: np.ndarray
     time: np.ndarray
     is_key: np.ndarray
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """Every stored frame of a pack, in video and frame order. Rows are worked out when they are asked for.
+
+    Attributes:
+        clips, keys: the tables it stands on.
+        first_of_clip: (num_clips + 1,) int64, row of each clip's first frame, and the number of rows.
+        first_row: (num_videos + 1,) int64, row of each video's first frame, and the number of rows.
+        key_rows: (num_keys,) int64, rows of the key-frames, ascending.
+    """
+
+    clips: ClipTable
+    keys: KeyframeTable
+    first_of_clip: np.ndarray
     first_row: np.ndarray
+    key_rows: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.video)
+        return int(self.first_row[-1])
 
-    @property
-    def latent_row(self) -> np.ndarray:
-        """(num_frames,) int64, row of each frame's latent; key-frames have none, and what stands there is unused."""
-        return np.cumsum(~self.is_key) - 1
+    def at(self, rows: np.ndarray) -> FrameRows:
+        """Some rows, of any shape: what is known about each frame (D-NeRV, section 3.1)."""
+        clip = np.searchsorted(self.first_of_clip, rows, side="right") - 1
+        video = self.clips.video[clip]
+        frame = rows - self.first_row[video]
+        last_frame = np.diff(self.first_row)[video] - 1
+        pair = np.stack([self.clips.start_key[clip], self.clips.end_key[clip]], axis=-1)
+        phase, is_key = np.zeros(frame.shape), np.zeros(frame.shape, bool)
+        if len(self.keys):
+            start, end = self.keys.frame[pair[..., 0]], self.keys.frame[pair[..., 1]]
+            phase = (frame - start) / np.maximum(1, end - start)
+            is_key = self._keys_before(rows + 1) > self._keys_before(rows)
+        return FrameRows(
+            video=video,
+            frame=frame,
+            clip=clip,
+            keys=pair,
+            phase=phase.astype(np.float32),
+            time=(frame / np.maximum(1, last_frame)).astype(np.float32),
+            is_key=is_key,
+        )
+
+    def latent_row(self, rows: np.ndarray) -> np.ndarray:
+        """Row of each frame's latent, int64; key-frames have none, and what stands there is unused."""
+        return rows - self._keys_before(rows)
+
+    def latents_per_clip(self) -> np.ndarray:
+        """(num_clips,) int64: frames of each clip that store a latent."""
+        return np.diff(self.first_of_clip) - np.diff(self._keys_before(self.first_of_clip))
+
+    @cached_property
+    def all(self) -> FrameRows:
+        """All rows at once: 50 bytes a frame."""
+        return self.at(np.arange(len(self)))
+
+    def _keys_before(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.key_rows, rows, side="left")
 
 
 def index_frames(clips: ClipTable, keys: KeyframeTable) -> FrameTable:
-    """List every frame of the clips with the key-frames it leans on and its two times (D-NeRV, section 3.1).
-
-    Args:
-        clips: the clip table.
-        keys: the key-frame table.
-
-    Returns:
-        One row for each valid frame; padding is not listed.
-    """
-    clip = np.repeat(np.arange(len(clips)), clips.num_valid)
-    first_of_clip = np.cumsum(clips.num_valid) - clips.num_valid
-    frame = clips.first_frame[clip] + np.arange(len(clip)) - first_of_clip[clip]
-    video = clips.video[clip]
-    first_row = np.concatenate([np.flatnonzero(np.diff(video, prepend=-1)), [len(video)]])
-    last_frame = np.diff(first_row)[video] - 1
-    pair = np.stack([clips.start_key[clip], clips.end_key[clip]], axis=1)
-    if len(keys):
-        start, end = keys.frame[pair[:, 0]], keys.frame[pair[:, 1]]
-        phase, is_key = (frame - start) / np.maximum(1, end - start), (frame == start) | (frame == end)
-    else:
-        phase, is_key = np.zeros(len(frame)), np.zeros(len(frame), bool)
-    return FrameTable(
-        video=video,
-        frame=frame,
-        clip=clip,
-        keys=pair,
-        phase=phase.astype(np.float32),
-        time=(frame / np.maximum(1, last_frame)).astype(np.float32),
-        is_key=is_key,
-        first_row=first_row,
-    )
+    """The frames of clips that tile their videos, as ``index_corpus`` makes them; padding is not listed."""
+    first_of_clip = np.concatenate([[0], np.cumsum(clips.num_valid)]).astype(np.int64)
+    is_first = np.flatnonzero(np.diff(clips.video, prepend=-1))
+    first_row = np.append(first_of_clip[is_first], first_of_clip[-1])
+    return FrameTable(clips, keys, first_of_clip, first_row, key_rows=first_row[keys.video] + keys.frame)
 
 
 @dataclass(frozen=True)

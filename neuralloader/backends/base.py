@@ -57,12 +57,13 @@ def select_units(table: FrameTable, rows: np.ndarray) -> tuple[np.ndarray, Units
         (K,) rows of the key-frame table, ascending, none twice; and the units, whose keys count those K. In a pack
         without key-frames, K is 0 and the units' keys are -1.
     """
-    pairs = table.keys[rows[:, 0]]
+    frames = table.at(rows)
+    pairs = frames.keys[:, 0]
     keys, position = np.unique(pairs[pairs >= 0], return_inverse=True)
     units = Units(
         keys=torch.from_numpy(position.reshape(-1, 2) if len(keys) else pairs),
-        phase=torch.from_numpy(table.phase[rows]),
-        time=torch.from_numpy(table.time[rows]),
+        phase=torch.from_numpy(frames.phase),
+        time=torch.from_numpy(frames.time),
         corpus_time=torch.from_numpy(rows / len(table)),
     )
     return keys, units

@@ -103,7 +103,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         if not self.return_info:
             return transformed, label
         index = int(self._windows.video[item])
-        pts_seconds = self.pack.frames.frame[rows] / self.pack.index.videos[index].frame_rate
+        pts_seconds = self.pack.frames.at(rows).frame / self.pack.index.videos[index].frame_rate
         return transformed, label, {"video_index": index, "pts_seconds": torch.from_numpy(pts_seconds)}
 
     def _checked_index(self, index: int) -> int:

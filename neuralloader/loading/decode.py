@@ -114,15 +114,15 @@ class _Latents:
                 torch.from_numpy(a).to(device).float().view(-1, 1, 1) for a in (stored.grid.minimum, stored.grid.scale)
             )
             self._grid = minimum - SYMBOL_OF_CODE_0 * scale, scale
-        self._is_key, self._row = pack.frames.is_key, pack.frames.latent_row
+        self._frames = pack.frames
 
     def get(self, rows: np.ndarray) -> Tensor:
         """Latents of frames, (n, channels, height, width) float32; zero for key-frames."""
         device = self._symbols.device
         latents = torch.zeros((len(rows), *self._symbols.shape[1:]), device=device)
-        has_latent = np.flatnonzero(~self._is_key[rows])
+        has_latent = np.flatnonzero(~self._frames.at(rows).is_key)
         if len(has_latent):
-            stored = torch.from_numpy(self._row[rows[has_latent]]).to(device)
+            stored = torch.from_numpy(self._frames.latent_row(rows[has_latent])).to(device)
             values = self._symbols.index_select(0, stored).float()
             if self._grid is not None:
                 values = torch.addcmul(self._grid[0], values, self._grid[1])

@@ -37,10 +37,11 @@ def extract_frames(
     for start in range(0, len(table), FRAMES_PER_STEP):
         rows = np.arange(start, min(start + FRAMES_PER_STEP, len(table)))
         images = decoder.decode(rows).permute(0, 2, 3, 1).cpu().numpy()
-        for row, image in zip(rows, images, strict=True):
-            name = pack.index.videos[table.video[row]].name  # checked on opening: it stays inside the folder
-            path = folder / name / f"{table.frame[row]:06d}.png"
-            if table.frame[row] == 0:
+        frames = table.at(rows)
+        for video, frame, image in zip(frames.video, frames.frame, images, strict=True):
+            name = pack.index.videos[video].name  # checked on opening: it stays inside the folder
+            path = folder / name / f"{frame:06d}.png"
+            if frame == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)  # "a/b" may be there already when "a" comes
             Image.fromarray(image).save(path)
         on_progress((start + len(rows)) / len(table))

@@ -29,7 +29,7 @@ def plan_frames(rows: np.ndarray, frames: FrameTable, units: UnitTable) -> Decod
         units: the backend's units.
     """
     frames_per_unit = units.rows.shape[1]
-    unit = rows if frames_per_unit == 1 else frames.clip[rows]
+    unit = rows if frames_per_unit == 1 else frames.at(rows).clip
     needed, place = np.unique(unit, return_inverse=True)
     return DecodePlan(needed, place * frames_per_unit + rows - units.rows[unit, 0])
 

@@ -87,7 +87,7 @@ class TrainingSet:
             keyframes=self._take(self._keyframes, keys),
             units=units.to(self.device),
             valid=torch.from_numpy(self.units.valid[unit_rows].reshape(-1)).to(self.device),
-            has_latent=torch.from_numpy(~self.table.is_key[rows.reshape(-1)]).to(self.device),
+            has_latent=torch.from_numpy(~self.table.at(rows.reshape(-1)).is_key).to(self.device),
         )
 
     def _take(self, images: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:

@@ -141,14 +141,15 @@ def _pack_frames(
     index = PackIndex(tuple(corpus.videos), tuple(corpus.skipped), clips, keys)
     index_to_tensors(index)  # refuses names that no pack can hold, before hours of training
 
-    key_rows = table.first_row[keys.video] + keys.frame
-    keyframes, decoded_keyframes = _encode_keyframes(corpus.frames, key_rows, settings.keyframe_codec, quality, report)
+    keyframes, decoded_keyframes = _encode_keyframes(
+        corpus.frames, table.key_rows, settings.keyframe_codec, quality, report
+    )
 
     torch.manual_seed(settings.seed)
     network = network_of(settings.backend, settings.config, settings.width, settings.size)
     backend = build_backend(settings.backend, settings.config, network).to(device)
     units = index_units(clips, backend.frames_per_unit)
-    held_out = None if settings.hold_out is None else table.frame % settings.hold_out == settings.hold_out - 1
+    held_out = None if settings.hold_out is None else table.all.frame % settings.hold_out == settings.hold_out - 1
     data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device, held_out)
     steps = _train(backend, data, settings, report)
 
