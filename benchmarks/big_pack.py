@@ -25,20 +25,18 @@ import torch
 from neuralloader.backends import network_of
 from neuralloader.clips import VideoInfo, index_corpus, index_frames
 from neuralloader.codecs.keyframes import encode_keyframes
-from neuralloader.container.blobs import BlobReader, blob_to_tensors
+from neuralloader.container.blobs import BlobReader
 from neuralloader.container.index import PackIndex, index_from_tensors, index_to_tensors
 from neuralloader.container.reader import PackReader
-from neuralloader.container.writer import write_pack
 from neuralloader.packfile import Pack, PackDescription, build_backend, save_pack
-from neuralloader.packfile.manifest import read_description, write_description
-from neuralloader.packfile.weights import weights_to_tensors
+from neuralloader.packfile.manifest import read_description
 
 SIZE, QUALITY = (80, 160), 60  # 2 kB a key-frame
 FRAMES_PER_VIDEO, KEYS_PER_VIDEO, FRAMES_PER_CLIP = 80, 11, 8
 NUM_CLASSES = 400
 NUM_READS = 1000
 # Megabytes above importing and seconds, where there is a limit.
-LIMITS = {"write, streamed": (200, None), "open Pack": (50, 0.1)}
+LIMITS = {"write": (200, None), "open Pack": (50, 0.1)}
 
 
 class _Keyframes(Sequence[bytes]):
@@ -116,32 +114,16 @@ def measured(row: Row) -> Iterator[None]:
     row["megabytes_read"], row["megabytes_from_disk"] = (asked_after - asked) / 1e6, (from_disk_after - from_disk) / 1e6
 
 
-def write_streamed(path: Path, num_items: int, row: Row) -> None:
-    """As ``save_pack`` does it, but with key-frames that are made one by one."""
+def write(path: Path, num_items: int, row: Row) -> None:
     with measured(row):
         description, index, backend = _made_up(num_items)
-        table, tensors = weights_to_tensors(backend, description.weight_bits)  # pyright: ignore[reportArgumentType]
-        tensors |= blob_to_tensors("keyframes", _Keyframes(len(index.keys)))
-        tensors |= {"keyframes.template": np.zeros(0, np.uint8), **index_to_tensors(index)}
-        write_pack(path, write_description(description) | table, tensors, overwrite=True)
+        save_pack(path, description, index, backend, _Keyframes(len(index.keys)), None, overwrite=True)  # pyright: ignore[reportArgumentType]
 
 
 def write_index(path: Path, num_items: int, row: Row) -> None:
     """What of the memory above is the index, as objects and as tensors."""
     with measured(row):
         index_to_tensors(_made_up(num_items)[1])
-
-
-def write_saved(path: Path, num_items: int, row: Row) -> None:
-    """Through ``save_pack``, which takes a list."""
-    other = path.with_suffix(".again.nvpack")
-    try:
-        with measured(row):
-            description, index, backend = _made_up(num_items)
-            keyframes = list(_Keyframes(len(index.keys)))
-            save_pack(other, description, index, backend, keyframes, None, overwrite=True)  # pyright: ignore[reportArgumentType]
-    finally:
-        other.unlink(missing_ok=True)
 
 
 def open_container(path: Path, num_items: int, row: Row) -> None:
@@ -175,9 +157,8 @@ def read_clips(path: Path, num_items: int, row: Row) -> None:
 
 
 ROWS: dict[str, Callable[[Path, int, Row], None]] = {
-    "write, streamed": write_streamed,
+    "write": write,
     "of it, the index": write_index,
-    "write, save_pack": write_saved,
     "open PackReader and BlobReader": open_container,
     "open Pack": open_pack,
     f"{NUM_READS} random key-frames": read_items,

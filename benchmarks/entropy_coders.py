@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from neuralloader.codecs.lossless import compress_bytes, decompress_bytes
 from neuralloader.codecs.quantize import quantize
 from neuralloader.codecs.rans import LatentTables, decode_blocks, encode_blocks, fit_tables
-from neuralloader.codecs.lossless import compress_bytes, decompress_bytes
 from neuralloader.packfile import Pack, stored_parameters
 from neuralloader.packfile.latents import latents_per_clip
 

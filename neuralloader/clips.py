@@ -49,9 +49,9 @@ class VideoTable(Sequence[VideoInfo]):
 
     Attributes:
         names: of each video.
-        label, num_frames, num_source_frames: (num_videos,) int64.
+        label, num_frames, num_source_frames: (num_videos,) int64 or int32.
         source_frame_rate, frame_rate: (num_videos,) float64.
-        source_size: (num_videos, 2) int64.
+        source_size: (num_videos, 2) int64 or int32.
     """
 
     names: Sequence[str]
@@ -92,14 +92,14 @@ class SkippedSource:
 
 @dataclass(frozen=True)
 class ClipTable:
-    """All clips of a pack, in video order: one row each, as arrays of equal length.
+    """All clips of a pack, in video order: one row each, as arrays of equal length, int64 or int32.
 
     Attributes:
-        video: (num_clips,) int64, row in the video list.
-        first_frame: (num_clips,) int64, the clip's first frame, counted inside its video.
-        num_valid: (num_clips,) int64, frames before the padding starts, 1 to frames_per_clip.
-        start_key: (num_clips,) int64, row of the key-frame at or before the first frame, or ``NO_KEY``.
-        end_key: (num_clips,) int64, row of the key-frame after the clip, or at the video's last frame; or ``NO_KEY``.
+        video: (num_clips,) row in the video list.
+        first_frame: (num_clips,) the clip's first frame, counted inside its video.
+        num_valid: (num_clips,) frames before the padding starts, 1 to frames_per_clip.
+        start_key: (num_clips,) row of the key-frame at or before the first frame, or ``NO_KEY``.
+        end_key: (num_clips,) row of the key-frame after the clip, or at the video's last frame; or ``NO_KEY``.
     """
 
     video: np.ndarray
@@ -117,8 +117,8 @@ class KeyframeTable:
     """Where the key-frames of a pack sit, in video and frame order.
 
     Attributes:
-        video: (num_keys,) int64, row in the video list.
-        frame: (num_keys,) int64, frame number inside its video.
+        video: (num_keys,) int64 or int32, row in the video list.
+        frame: (num_keys,) int64 or int32, frame number inside its video.
     """
 
     video: np.ndarray
@@ -179,10 +179,10 @@ class FrameRows:
     """Some rows of a frame table; S is the shape of the rows that were asked for.
 
     Attributes:
-        video: S int64, row in the video list.
+        video: S int, row in the video list.
         frame: S int64, frame number inside its video.
         clip: S int64, row in the clip table.
-        keys: (*S, 2) int64, rows of the start and end key-frames, or ``NO_KEY`` twice.
+        keys: (*S, 2) int, rows of the start and end key-frames, or ``NO_KEY`` twice.
         phase: S float32, 0 at the start key-frame, 1 at the end one; 0 where they are the same or missing.
         time: S float32, 0 at the video's first frame, 1 at its last; 0 in a video of one frame.
         is_key: S bool, whether the frame is itself a key-frame.

@@ -61,7 +61,7 @@ def select_units(table: FrameTable, rows: np.ndarray) -> tuple[np.ndarray, Units
     pairs = frames.keys[:, 0]
     keys, position = np.unique(pairs[pairs >= 0], return_inverse=True)
     units = Units(
-        keys=torch.from_numpy(position.reshape(-1, 2) if len(keys) else pairs),
+        keys=torch.from_numpy(position.reshape(-1, 2) if len(keys) else pairs.astype(np.int64)),
         phase=torch.from_numpy(frames.phase),
         time=torch.from_numpy(frames.time),
         corpus_time=torch.from_numpy(rows / len(table)),

@@ -155,8 +155,8 @@ def parse_json(text: bytes, what: str) -> Any:
         return values
 
     def whole(digits: str) -> int:
-        if len(digits) > 20:
-            raise ValueError(f"the number {digits[:20]}... is too long")
+        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+            raise ValueError(f"the number {digits:.20} does not fit 64 bits")
         return int(digits)
 
     def finite(digits: str) -> float:

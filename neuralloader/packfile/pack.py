@@ -8,7 +8,6 @@ keyframes.*   image files less what they share, where its network uses key-frame
 """
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -276,8 +275,7 @@ class Pack:
         """The network without memory for its weights: a stranger's configuration is not yet to be trusted."""
         description = self.description
         try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            with torch.device("meta"):
                 outline = build_backend(description.backend, description.config, description.network)
         except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
             raise PackError(f"no network can be built from its configuration: {error}") from error

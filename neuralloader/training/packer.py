@@ -12,7 +12,7 @@ import torch
 
 from neuralloader.backends import Backend, network_of
 from neuralloader.clips import index_corpus, index_frames, index_units
-from neuralloader.codecs.keyframes import KeyframeCodec, check_codec_available, decode_keyframes, encode_keyframes
+from neuralloader.codecs.keyframes import KeyframeCodec, check_codec_available
 from neuralloader.container.index import PackIndex, index_to_tensors
 from neuralloader.container.writer import check_writable
 from neuralloader.corpus.cache import Ingested, ingest
@@ -20,6 +20,7 @@ from neuralloader.corpus.find import find_videos
 from neuralloader.packfile import PackDescription, build_backend, round_latents, save_pack
 from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.fit import Duration, Progress, encode_latents, fit
+from neuralloader.training.keyframes import encode_to_files
 from neuralloader.training.memory import keep_freed_memory
 from neuralloader.training.recipes import KEY_INTERVALS, RECIPES
 
@@ -27,7 +28,6 @@ FRAMES_PER_CLIP = 8  # the paper's; its networks have it in their weights
 WEIGHT_BITS = 8
 MAX_SEED = 2**63 - 1
 UNITS_PER_BATCH = 64  # while encoding latents
-KEYFRAMES_PER_BATCH = 64  # while encoding key-frames
 
 Stage = Literal["read videos", "encode key-frames", "train", "encode latents", "measure"]
 Report = Callable[[Stage, float, str], None]  # stage, share of it that is done, a few words to show
@@ -113,20 +113,24 @@ def pack(
     check_writable(output, overwrite=settings.overwrite)
     check_codec_available(settings.keyframe_codec)
     found = find_videos(Path(source))
-    with ingest(
-        found.sources,
-        frame_rate=settings.frame_rate,
-        size=settings.size,
-        on_error=settings.on_error,
-        progress=lambda done, total: report("read videos", done / total, f"{done} of {total}"),
-    ) as corpus:
-        return _pack_frames(corpus, found.classes, output, settings, measure, report)
+    with (
+        tempfile.TemporaryDirectory(prefix="neuralloader-") as folder,
+        ingest(
+            found.sources,
+            frame_rate=settings.frame_rate,
+            size=settings.size,
+            on_error=settings.on_error,
+            progress=lambda done, total: report("read videos", done / total, f"{done} of {total}"),
+        ) as corpus,
+    ):
+        return _pack_frames(corpus, found.classes, output, Path(folder), settings, measure, report)
 
 
 def _pack_frames(
     corpus: Ingested,
     classes: tuple[str, ...],
     output: Path,
+    folder: Path,
     settings: PackSettings,
     measure: Measure,
     report: Report,
@@ -141,8 +145,13 @@ def _pack_frames(
     index = PackIndex(tuple(corpus.videos), tuple(corpus.skipped), clips, keys)
     index_to_tensors(index)  # refuses names that no pack can hold, before hours of training
 
-    keyframes, decoded_keyframes = _encode_keyframes(
-        corpus.frames, table.key_rows, settings.keyframe_codec, quality, report
+    keyframes, decoded_keyframes = encode_to_files(
+        corpus.frames,
+        table.key_rows,
+        settings.keyframe_codec,
+        quality,
+        folder,
+        lambda done: report("encode key-frames", done / len(keys), f"{done} of {len(keys)}"),
     )
 
     torch.manual_seed(settings.seed)
@@ -181,29 +190,12 @@ def _pack_frames(
         },
         quality={},
     )
-    with tempfile.TemporaryDirectory(prefix="neuralloader-") as folder:  # the manifest says what a reader gets
-        trial = Path(folder) / "trial.nvpack"
-        save_pack(trial, description, index, backend, keyframes, latents)
-        measured = measure(trial, corpus.frames, device, lambda done: report("measure", done, ""))
+    trial = folder / "trial.nvpack"  # the manifest says what a reader gets
+    save_pack(trial, description, index, backend, keyframes, latents)
+    measured = measure(trial, corpus.frames, device, lambda done: report("measure", done, ""))
     description = replace(description, quality=measured)
     size_bytes = save_pack(output, description, index, backend, keyframes, latents, overwrite=settings.overwrite)
     return PackResult(output, size_bytes, measured["psnr_db"], steps)
-
-
-def _encode_keyframes(
-    frames: np.ndarray, rows: np.ndarray, codec: KeyframeCodec, quality: int, report: Report
-) -> tuple[list[bytes], np.ndarray]:
-    """Key-frames as files, and as (num_keys, H, W, 3) uint8 decoded back: what the network will see."""
-    files: list[bytes] = []
-    decoded = np.empty((len(rows), *frames.shape[1:]), np.uint8)
-    for start in range(0, len(rows), KEYFRAMES_PER_BATCH):
-        report("encode key-frames", start / len(rows), f"{start} of {len(rows)}")
-        batch = encode_keyframes(list(frames[rows[start : start + KEYFRAMES_PER_BATCH]]), codec, quality)
-        decoded[start : start + len(batch)] = decode_keyframes(batch, codec, frames.shape[1:3])
-        files += batch
-    if files:
-        report("encode key-frames", 1, f"{len(rows)} of {len(rows)}")
-    return files, decoded
 
 
 def _train(backend: Backend, data: TrainingSet, settings: PackSettings, report: Report) -> int:
