@@ -22,7 +22,7 @@ from PIL import Image
 
 from neuralloader import cli
 from neuralloader.cli import main
-from neuralloader.container import writer
+from neuralloader.container import replace
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
 
 QUICK = ["--size", "48x64", "--width", "16", "--epochs", "1"]
@@ -240,11 +240,11 @@ def test_the_output_must_be_no_folder(videos: Path, out: Path, capsys: pytest.Ca
 def test_a_read_only_output(
     videos: Path, out: Path, temporary: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(target))
 
     if os.geteuid() == 0:  # root may write anywhere
-        monkeypatch.setattr(writer.Path, "touch", refuse)
+        monkeypatch.setattr(replace, "_create_temporary", refuse)
     out.chmod(0o500)
     try:
         assert _run("pack", videos, "-o", out / "a.nvpack", *QUICK) == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from neuralloader.clips import ClipTable, KeyframeTable, index_corpus, index_frames, index_units
+from neuralloader.clips import NO_KEY, ClipTable, KeyframeTable, index_corpus, index_frames, index_units
 
 
 @dataclass
@@ -57,16 +57,16 @@ def _check(lengths: list[int], frames_per_clip: int, key_interval: int) -> None:
 def _check_frames(clips: ClipTable, keys: KeyframeTable, slow: SlowIndex, lengths: list[int]) -> None:
     frames = index_frames(clips, keys)
     assert len(frames) == len(slow.frames) == sum(lengths)
-    assert frames.phase.dtype == frames.time.dtype == np.float32
+    assert frames.all.phase.dtype == frames.all.time.dtype == np.float32
     num_latents = 0
     for row, (video, frame, clip, key_pair, phase, time, is_key) in enumerate(slow.frames):
-        assert (frames.video[row], frames.frame[row], frames.clip[row]) == (video, frame, clip)
-        assert tuple(frames.keys[row]) == key_pair
-        assert frames.phase[row] == np.float32(phase)
-        assert frames.time[row] == np.float32(time)
-        assert frames.is_key[row] == is_key
+        assert (frames.all.video[row], frames.all.frame[row], frames.all.clip[row]) == (video, frame, clip)
+        assert tuple(frames.all.keys[row]) == key_pair
+        assert frames.all.phase[row] == np.float32(phase)
+        assert frames.all.time[row] == np.float32(time)
+        assert frames.all.is_key[row] == is_key
         if not is_key:
-            assert frames.latent_row[row] == num_latents
+            assert frames.latent_row(row) == num_latents
             num_latents += 1
     assert frames.first_row.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
 
@@ -128,18 +128,18 @@ def test_the_published_examples(
     frames = index_frames(clips, keys)
     assert keys.frame.tolist() == key_frames
     assert keys.frame[[clips.start_key[-1], clips.end_key[-1]]].tolist() == last_pair
-    last = frames.clip == len(clips) - 1
-    np.testing.assert_allclose(frames.phase[last], last_phases, rtol=1e-6)
+    last = frames.all.clip == len(clips) - 1
+    np.testing.assert_allclose(frames.all.phase[last], last_phases, rtol=1e-6)
     if length > 8:
-        np.testing.assert_allclose(frames.phase[:8], np.arange(8) / 8)
-    np.testing.assert_allclose(frames.time, np.arange(length) / max(1, length - 1), rtol=1e-6)
+        np.testing.assert_allclose(frames.all.phase[:8], np.arange(8) / 8)
+    np.testing.assert_allclose(frames.all.time, np.arange(length) / max(1, length - 1), rtol=1e-6)
 
 
 def test_padding_stays_at_the_last_frame_and_its_phase() -> None:
     clips, keys = index_corpus(np.array([14]), frames_per_clip=8, key_interval=8)
     frames, units = index_frames(clips, keys), index_units(clips, 8)
     assert units.rows[1].tolist() == [8, 9, 10, 11, 12, 13, 13, 13]
-    np.testing.assert_allclose(frames.phase[units.rows[1]], [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(frames.all.phase[units.rows[1]], [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1], rtol=1e-6)
 
 
 def test_a_corpus_without_videos() -> None:
@@ -158,3 +158,25 @@ def test_intervals_that_do_not_fit(frames_per_clip: int, key_interval: int) -> N
 def test_a_video_without_frames_is_named() -> None:
     with pytest.raises(ValueError, match="video 1 has 0 frames; every video needs one"):
         index_corpus(np.array([3, 0, 2]), frames_per_clip=8, key_interval=8)
+
+
+# --- without key-frames ---------------------------------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), frames_per_clip=st.integers(1, 9))
+def test_a_corpus_without_key_frames(lengths: list[int], frames_per_clip: int) -> None:
+    """The same clips as with them; nothing leans on anything."""
+    clips, keys = index_corpus(np.array(lengths), frames_per_clip=frames_per_clip, key_interval=None)
+    others, _ = index_corpus(np.array(lengths), frames_per_clip=frames_per_clip, key_interval=frames_per_clip)
+    for column in ("video", "first_frame", "num_valid"):
+        np.testing.assert_array_equal(getattr(clips, column), getattr(others, column))
+    assert len(keys) == 0
+    assert set(clips.start_key) == set(clips.end_key) == {NO_KEY}
+    frames = index_frames(clips, keys)
+    assert len(frames) == sum(lengths)
+    assert set(frames.all.keys.ravel()) == {NO_KEY}
+    assert not frames.all.is_key.any()
+    assert not frames.all.phase.any()
+    assert frames.latent_row(np.arange(len(frames))).tolist() == list(range(sum(lengths)))
+    assert frames.all.time.tolist() == [np.float32(k / max(1, n - 1)) for n in lengths for k in range(n)]
+    assert len(index_units(clips, 1)) == sum(lengths)

@@ -36,6 +36,7 @@ RESERVED_MANIFEST_KEYS = ("format", "version", "tensors")  # filled in by the wr
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 32
 MAX_AXES = 8
+MAX_ELEMENTS = 2**60  # of a shape, were none of its sizes 0: numpy makes no larger arrays, not even empty ones
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 _MAX_NAME_LENGTH = 200
 
@@ -297,8 +298,8 @@ def _read_entry(name: str, entry: object, row: object) -> TensorEntry:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise PackError(f"tensor {name} has dtype {dtype!r:.80}, not one of {', '.join(DTYPES)}")
-    if not _is_counts(shape) or len(shape) > MAX_AXES:
-        raise PackError(f"tensor {name} has shape {shape!r:.80}, not at most {MAX_AXES} sizes")
+    if not _is_counts(shape) or len(shape) > MAX_AXES or math.prod(max(1, side) for side in shape) >= MAX_ELEMENTS:
+        raise PackError(f"tensor {name} has shape {shape!r:.80}, not at most {MAX_AXES} sizes that an array can have")
     if not _is_counts(offsets) or len(offsets) != 2:
         raise PackError(f"tensor {name} has data_offsets {offsets!r:.80}, not two positions")
     size = math.prod(shape) * DTYPES[dtype].itemsize

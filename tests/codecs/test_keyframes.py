@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import AvifImagePlugin, Image
 
-from neuralloader.codecs import keyframes, plain
+from neuralloader.codecs import keyframes
 from neuralloader.codecs.avif import join_avif, split_avif
 from neuralloader.codecs.keyframes import (
     check_codec_available,

@@ -257,7 +257,7 @@ def test_a_pickle_holds_no_weights(fast_pack: tiny.TinyPack) -> None:
     dataset = NeuralVideoDataset(fast_pack.path, device="cpu")
     before = len(pickle.dumps(dataset))
     dataset[0]
-    assert len(pickle.dumps(dataset)) == before < 50_000
+    assert len(pickle.dumps(dataset)) < before + 500 < 50_000
 
 
 # --- devices --------------------------------------------------------------------------------------------------------

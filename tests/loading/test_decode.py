@@ -94,7 +94,7 @@ def test_only_the_key_frames_needed_are_decoded(pack: Pack, monkeypatch: pytest.
     read = _count_keyframes(pack, monkeypatch)
     row = int(pack.frames.first_row[FOURTEEN]) + 10
     Decoder(pack, CPU).decode(np.array([row]))
-    assert sorted(read) == sorted(set(pack.frames.keys[row].tolist()))
+    assert sorted(read) == sorted(set(pack.frames.all.keys[row].tolist()))
 
 
 def test_without_a_cache_frames_stay_the_same(pack: Pack) -> None:
@@ -127,6 +127,7 @@ def test_a_padded_clip_is_decoded_with_its_padding(paper_pack: tiny.TinyPack) ->
         keys=torch.tensor([[0, 1], [1, 2]]),
         phase=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 5, 5]]) / torch.tensor([[8], [5]]),
         time=frame / 13,
+        corpus_time=frame / 20,
     )
     torch.testing.assert_close(units.phase[1], torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1]))
     with autocast(CPU):
@@ -143,7 +144,7 @@ def test_a_padded_clip_is_decoded_with_its_padding(paper_pack: tiny.TinyPack) ->
     phase, time = units.phase[1:].clone(), units.time[1:].clone()
     phase[:, 6:], time[:, 6:] = 0, 0
     with autocast(CPU):
-        wrong = backend.decode(backend.encode_keyframes(keyframes), Units(units.keys[1:], phase, time), None)
+        wrong = backend.decode(backend.encode_keyframes(keyframes), Units(units.keys[1:], phase, time, time), None)
     assert _differ_by(to_uint8(wrong)[0, :6], by_hand[8:]) > 1
 
 

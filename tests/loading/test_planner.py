@@ -26,7 +26,7 @@ def test_each_frame_comes_out_of_its_unit(lengths: list[int], frames_per_unit: i
     rows = np.array(data.draw(st.lists(st.integers(0, len(frames) - 1), max_size=30)), dtype=np.int64)
     plan = plan_frames(rows, frames, units)
 
-    needed = {row if frames_per_unit == 1 else int(frames.clip[row]) for row in rows.tolist()}
+    needed = {row if frames_per_unit == 1 else int(frames.all.clip[row]) for row in rows.tolist()}
     assert plan.units.tolist() == sorted(needed), "each unit that is needed once, and no other"
     decoded = units.rows[plan.units].reshape(-1)  # the frame that stands at each place of what is decoded
     valid = units.valid[plan.units].reshape(-1)
@@ -73,8 +73,8 @@ def test_rows_of_windows(lengths: list[int], frames_per_clip: int, step: int, da
     for item, window in zip(items.tolist(), rows, strict=True):
         video, start = int(windows.video[item]), int(windows.start[item])
         wanted = [min(start + i, lengths[video] - 1) for i in range(frames_per_clip)]
-        assert frames.frame[window].tolist() == wanted
-        assert set(frames.video[window].tolist()) == {video}
+        assert frames.all.frame[window].tolist() == wanted
+        assert set(frames.all.video[window].tolist()) == {video}
 
 
 @given(lengths=lengths_of_videos, frames_per_clip=st.integers(1, 20), step=st.integers(1, 20))

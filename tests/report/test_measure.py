@@ -1,26 +1,31 @@
 """What is told about a pack: every key of it, and figures that belong to the file."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 import tiny
 import torch
 
-from neuralloader.packfile import open_pack
+from neuralloader import cli
+from neuralloader.container.reader import PackReader
+from neuralloader.packfile import Pack
 from neuralloader.report.measure import describe_pack, info_lines, measure_quality
 
 KEYS = {
     *("path", "backend", "config", "network", "num_videos", "num_clips", "num_frames", "num_keyframes"),
     *("num_parameters", "classes", "frame_size", "frame_rate", "frames_per_clip", "key_interval", "keyframe_codec"),
     *("keyframe_quality", "weight_bits", "size_bytes", "bits_per_pixel", "psnr_db", "worst_psnr_db", "ledger"),
-    *("training", "skipped"),
+    *("training", "skipped", "weight_entropy_bits", "papers_would_count"),
 }
 
 
 def test_a_description(any_pack: tiny.TinyPack) -> None:
-    facts = describe_pack(open_pack(any_pack.path))
+    facts = describe_pack(Pack(any_pack.path))
     assert json.loads(json.dumps(facts, allow_nan=False)) == json.loads(json.dumps(facts)), "plain JSON"
     assert set(facts) >= KEYS
     assert facts["backend"] == "dnerv"
@@ -40,7 +45,7 @@ def test_a_description(any_pack: tiny.TinyPack) -> None:
 
 
 def test_lines_for_people(any_pack: tiny.TinyPack) -> None:
-    facts = describe_pack(open_pack(any_pack.path))
+    facts = describe_pack(Pack(any_pack.path))
     text = "\n".join(info_lines(facts))
     for words in (
         f"dnerv ({any_pack.config})",
@@ -63,7 +68,7 @@ def test_lines_for_people(any_pack: tiny.TinyPack) -> None:
 def test_quality_of_known_originals(fast_pack: tiny.TinyPack) -> None:
     """Against its own output a pack is perfect; one frame changed by one grey level is the worst."""
     device = torch.device("cpu")
-    pack = open_pack(fast_pack.path)
+    pack = Pack(fast_pack.path)
     from neuralloader.loading.decode import Decoder
 
     decoded = Decoder(pack, device).decode(np.arange(32)).permute(0, 2, 3, 1).numpy()
@@ -86,6 +91,39 @@ def test_a_pack_not_measured_yet_can_be_described(tmp_path: Path, fast_pack: tin
     manifest = {name: value for name, value in reader.manifest.items() if name not in RESERVED_MANIFEST_KEYS}
     path = tmp_path / "trial.nvpack"
     write_pack(path, {**manifest, "quality": {}}, {name: reader.tensor(name) for name in reader.tensor_names})
-    facts = describe_pack(open_pack(path))
+    facts = describe_pack(Pack(path))
     assert facts["psnr_db"] is None
     assert "PSNR not measured" in "\n".join(info_lines(facts))
+
+
+def test_what_the_papers_would_count(any_pack: tiny.TinyPack) -> None:
+    """Counted again from the bytes of the file."""
+    reader = PackReader(any_pack.path)
+    codes = fuzz.unpack_codes(reader.tensor("weights.codes").tobytes())
+    if any_pack.config == "paper":  # 257 levels: two bytes a code, all low ones before all high ones
+        codes = list(zip(codes[: len(codes) // 2], codes[len(codes) // 2 :], strict=True))
+    counts = Counter(codes)
+    bits = sum(-count * math.log2(count / len(codes)) for count in counts.values())
+    stored = [name for name in reader.tensor_names if name.split(".")[0] in ("latents", "keyframes")]
+    size_bytes = bits / 8 + sum(reader.num_bytes(name) for name in stored)
+
+    facts = describe_pack(Pack(any_pack.path))
+    assert facts["num_parameters"] == len(codes)
+    assert facts["weight_entropy_bits"] == pytest.approx(bits / len(codes))
+    papers = facts["papers_would_count"]
+    assert papers["size_bytes"] == pytest.approx(size_bytes, abs=1)
+    assert papers["bits_per_pixel"] == pytest.approx(size_bytes * 8 / (32 * 48 * 64), rel=1e-4)
+    assert papers["size_bytes"] < facts["size_bytes"]
+    line = info_lines(facts)[-1]
+    assert line.startswith(
+        f"The papers would count {papers['size_bytes']:,} bytes, {papers['bits_per_pixel']:.4f} bits"
+    )
+    assert f"parameters x 8 bits x {bits / len(codes) / 8:.3f} (entropy)" in line
+
+
+def test_json_and_text_tell_the_same(any_pack: tiny.TinyPack, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(any_pack.path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == json.loads(json.dumps(describe_pack(Pack(any_pack.path))))
+    assert cli.main(["info", str(any_pack.path)]) == 0
+    assert capsys.readouterr().out.splitlines() == info_lines(facts)

@@ -14,8 +14,9 @@ from neuralloader import Duration, PackSettings, SourceError
 from neuralloader.corpus.cache import ingest
 from neuralloader.corpus.find import find_videos
 from neuralloader.loading.decode import Decoder
-from neuralloader.packfile import open_pack
+from neuralloader.packfile import Pack
 from neuralloader.training import packer
+from neuralloader.training.dataset import TrainingSet
 
 SMALL = {"a/x.avi": 3, "b/y.avi": 9}
 
@@ -53,7 +54,7 @@ def test_the_same_seed_gives_the_same_bytes(config: tiny.Config, source: Path, o
     a, b, c = (path.read_bytes() for path in sorted(out.iterdir()))
     assert a == b
     assert a != c
-    weights = [open_pack(out / f"{name}.nvpack").load_backend().state_dict() for name in "ac"]
+    weights = [Pack(out / f"{name}.nvpack").load_backend().state_dict() for name in "ac"]
     assert any(not torch.equal(first, second) for first, second in zip(*(w.values() for w in weights), strict=True))
 
 
@@ -85,7 +86,7 @@ def test_the_result_and_the_manifest_tell_the_truth(source: Path, out: Path, tem
     assert list(out.iterdir()) == [result.path]
     assert list(temporary.iterdir()) == []
 
-    pack = open_pack(result.path)
+    pack = Pack(result.path)
     assert pack.description.quality["psnr_db"] == result.psnr_db
     assert pack.description.quality["worst_psnr_db"] <= result.psnr_db
     assert pack.description.training["seed"] == 7
@@ -109,13 +110,36 @@ def test_the_result_and_the_manifest_tell_the_truth(source: Path, out: Path, tem
 
 def test_the_quality_in_the_manifest_is_that_of_the_file(any_pack: tiny.TinyPack, tiny_corpus: Path) -> None:
     """Measured again from outside: the file, decoded, against the frames as they were read."""
-    pack = open_pack(any_pack.path)
+    pack = Pack(any_pack.path)
     decoded = Decoder(pack, torch.device("cpu")).decode(np.arange(len(pack.frames))).permute(0, 2, 3, 1).numpy()
     with ingest(find_videos(tiny_corpus).sources, frame_rate=None, size=tiny.SIZE) as corpus:
         mse = ((decoded.astype(np.float64) - corpus.frames) ** 2).mean(axis=(1, 2, 3))
     psnr = -10 * np.log10(mse / 255**2)
     assert pack.description.quality["psnr_db"] == pytest.approx(psnr.mean(), abs=0.01)
     assert pack.description.quality["worst_psnr_db"] == pytest.approx(psnr.min(), abs=0.01)
+
+
+@pytest.mark.parametrize("hold_out", [None, 3])
+def test_frames_can_be_held_out(hold_out: int | None, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every so-many-th of each video, and only of the training: they are stored and measured all the same."""
+    seen: list[TrainingSet] = []
+
+    def look(backend: torch.nn.Module, data: TrainingSet, *more: object, **settings: object) -> int:
+        seen.append(data)
+        backend.eval()
+        return 0
+
+    monkeypatch.setattr(packer, "fit", look)
+    pack = tiny.pack_tiny(source, out / "a.nvpack", "fast", hold_out=hold_out)
+    (data,) = seen
+    trained = np.zeros(len(pack.frames), bool)
+    trained[data.units.rows[data.trained_units, 0]] = True
+    held_out = {None: [], 3: [2, 5, 8]}[hold_out]
+    frames = pack.frames.all
+    assert frames.frame[~trained & (frames.video == 1)].tolist() == held_out
+    assert (~trained & (frames.video == 0)).sum() == (hold_out is not None)
+    assert pack.description.training["hold_out"] == hold_out
+    assert len(pack.latents().symbols) == (~frames.is_key).sum()
 
 
 def test_bad_videos_can_be_left_out(out: Path, tmp_path: Path, temporary: Path) -> None:
@@ -155,6 +179,8 @@ def test_one_video_of_one_frame(out: Path, tmp_path: Path) -> None:
         ({"keyframe_quality": 0}, "keyframe_quality=0 must be 1 to 100"),
         ({"keyframe_quality": 101}, "keyframe_quality=101 must be 1 to 100"),
         ({"size": (100, 100)}, "frame size 100x100: height and width must be multiples of 16; the nearest is 96x96"),
+        ({"hold_out": 1}, "hold_out=1 must be 2 or more, or None"),
+        ({"hold_out": 0}, "hold_out=0 must be 2 or more, or None"),
         ({"seed": -1}, "seed=-1 must be 0 to"),
         ({"seed": 2**64}, f"seed={2**64} must be 0 to"),
     ],

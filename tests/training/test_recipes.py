@@ -30,12 +30,32 @@ def test_the_schedule_of_the_paper() -> None:
     assert KEY_INTERVALS["dnerv", "paper"] == 8
 
 
+def test_the_recipes_of_nerv_and_hnerv() -> None:
+    nerv, hnerv = RECIPES["nerv", "paper"], RECIPES["hnerv", "paper"]
+    assert RECIPES["cnerv", "paper"] == nerv
+    assert (nerv.loss, nerv.learning_rate, nerv.betas, nerv.warmup, nerv.frames_per_step) == (
+        "l1_ssim",
+        5e-4,
+        (0.5, 0.999),
+        0.2,
+        1,
+    )
+    assert (hnerv.loss, hnerv.learning_rate, hnerv.betas, hnerv.warmup, hnerv.frames_per_step) == (
+        "l2",
+        1e-3,
+        (0.9, 0.999),
+        0.1,
+        2,
+    )
+
+
 def test_no_warm_up() -> None:
     assert replace(PAPER, warmup=0.0).rate_factor(0) == 1
 
 
 def test_every_backend_has_a_recipe() -> None:
-    assert set(RECIPES) == set(KEY_INTERVALS) == set(BACKENDS)
+    assert set(RECIPES) == set(BACKENDS)
+    assert set(KEY_INTERVALS) == {name for name, (_, network) in BACKENDS.items() if network.uses_keyframes}
     for recipe in RECIPES.values():
         assert recipe.loss in LOSSES
         assert 1 <= recipe.keyframe_quality <= 100

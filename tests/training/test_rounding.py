@@ -1,12 +1,13 @@
 """Weights rounded as a reader of the pack will get them, and back."""
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from neuralloader.backends import FastDNeRV, network_of
 from neuralloader.codecs.quantize import dequantize, quantize
-from neuralloader.packfile import stored_parameters, weight_axis
+from neuralloader.packfile import quantize_parameter, stored_parameters
 from neuralloader.training.rounding import round_in_place, rounded_weights
 
 
@@ -28,7 +29,7 @@ def test_stored_weights_become_what_a_reader_gets(backend: FastDNeRV, bits: int)
     for name, after in _values(backend).items():
         if name in stored:
             values = before[name].numpy()
-            expected = dequantize(quantize(values, bits=bits, axis=weight_axis(values.shape)))
+            expected = dequantize(quantize(values, bits=bits, axis=backend.scale_axis(name, values.shape)))
             assert torch.equal(after, torch.from_numpy(expected)), name
         else:
             assert torch.equal(after, before[name]), f"{name} is not stored, and need not be rounded"
@@ -36,7 +37,9 @@ def test_stored_weights_become_what_a_reader_gets(backend: FastDNeRV, bits: int)
 
 @pytest.mark.parametrize(("shape", "axis"), [((), None), ((5,), None), ((5, 3), 0), ((5, 3, 1, 1), 0), ((5, 8, 8), 0)])
 def test_each_output_channel_of_a_weight_has_its_scale(shape: tuple[int, ...], axis: int | None) -> None:
-    assert weight_axis(shape) == axis
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    backend = FastDNeRV(network_of("dnerv", "fast", 16, tiny.SIZE))
+    assert quantize_parameter(backend, "a.weight", values, 8).axis == axis
 
 
 def test_rounded_for_a_moment(backend: FastDNeRV) -> None:
