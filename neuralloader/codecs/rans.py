@@ -181,6 +181,7 @@ def decode_blocks(
                 for position in range(height * width):
                     symbols[position] = cursor.step(active, channel)
             latents[np.ix_(first_frame[:active] + frame, varies)] = plane.transpose(2, 0, 1)
+            cursor.check_not_past_end(lanes)
         cursor.check_finished(lanes)
     return latents.reshape(-1, num_channels, height, width)
 
@@ -246,6 +247,12 @@ class _WordCursor:
             self.position[short] += 1
         self.states[:active] = states
         return channel.symbol[columns]
+
+    def check_not_past_end(self, lanes: np.ndarray) -> None:
+        """Stop at damage long before a large block ends."""
+        past = self.position > self.end
+        if past.any():
+            raise PackError(f"latent block {lanes[int(past.argmax())]} is damaged: it ends before its symbols do")
 
     def check_finished(self, lanes: np.ndarray) -> None:
         broken = (self.position != self.end) | (self.states != _START_STATE)

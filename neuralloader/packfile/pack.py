@@ -44,6 +44,7 @@ from neuralloader.packfile.weights import (
 # What a pack may unfold to: a stranger's small file must not fill the memory. Weights of 2 bits unfold 16 times,
 # latents of a tenth of a bit 80 times.
 SMALL_BYTES = 64 << 20  # always allowed
+SMALL_LATENT_BYTES = 8 << 20  # the same of latents: a symbol in a lone block takes its decoder 10 microseconds
 MAX_EXPANSION = 256  # times the file's size
 TABLE_BYTES_PER_FRAME = 64
 MAX_TEMPLATE_BYTES = 1 << 16  # it is put before every key-frame that is decoded; writers need about 400
@@ -233,7 +234,7 @@ class Pack:
         with _naming(self.path):
             reader = LatentReader(self.reader, shape, self.frames.latents_per_clip(), self._name_block)
             blocks = reader.select(clips)
-            self._check_expansion("latents", reader.num_bytes(blocks))
+            self._check_expansion("latents", reader.num_bytes(blocks), SMALL_LATENT_BYTES)
             return RoundedLatents(reader.read(blocks), reader.grid)
 
     def name_keyframe(self, row: int) -> str:
@@ -264,8 +265,8 @@ class Pack:
             raise PackError(f"keyframes.template has {num_bytes} bytes, where {MAX_TEMPLATE_BYTES} are allowed")
         return stored, self.reader.tensor("keyframes.template").tobytes()
 
-    def _check_expansion(self, what: str, num_bytes: int) -> None:
-        limit = max(SMALL_BYTES, MAX_EXPANSION * self.size_bytes)
+    def _check_expansion(self, what: str, num_bytes: int, always_allowed: int = SMALL_BYTES) -> None:
+        limit = max(always_allowed, MAX_EXPANSION * self.size_bytes)
         if num_bytes > limit:
             raise PackError(
                 f"its {what} would take {num_bytes} bytes of memory; a file of {self.size_bytes} bytes may take {limit}"

@@ -88,13 +88,20 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     """What ``describe_pack`` found, for people."""
     height, width = facts["frame_size"]
     rate = "every frame" if facts["frame_rate"] is None else f"{facts['frame_rate']:g} frames/s"
-    classes = f"{len(facts['classes'])} classes: {', '.join(facts['classes'])}" if facts["classes"] else "no classes"
+    classes = (
+        f"{len(facts['classes'])} classes: {', '.join(map(_printable, facts['classes']))}"
+        if facts["classes"]
+        else "no classes"
+    )
+    keyframes = "no key-frames"
+    if facts["key_interval"] is not None:
+        codec, quality = facts["keyframe_codec"], facts["keyframe_quality"]
+        keyframes = f"{facts['num_keyframes']} key-frames ({codec}, quality {quality})"
     lines = [
         f"{facts['path']}: {facts['backend']} ({facts['config']}), {facts['num_parameters']:,} parameters",
         f"{facts['num_videos']} video{'s' * (facts['num_videos'] != 1)}, {classes}",
         f"{facts['num_frames']} frames of {height}x{width} at {rate}, in {facts['num_clips']} clips of "
-        f"{facts['frames_per_clip']}; {facts['num_keyframes']} key-frames ({facts['keyframe_codec']}, "
-        f"quality {facts['keyframe_quality']})",
+        f"{facts['frames_per_clip']}; {keyframes}",
         f"PSNR {_decibels(facts['psnr_db'])}, worst frame {_decibels(facts['worst_psnr_db'])}, at "
         f"{facts['bits_per_pixel']:.4f} bits per pixel",
         "",
@@ -107,8 +114,13 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     ]
     if facts["skipped"]:
         lines += ["", f"{len(facts['skipped'])} sources skipped:"]
-        lines += [f"  {source['path']}: {source['reason']}" for source in facts["skipped"]]
+        lines += [f"  {_printable(source['path'])}: {_printable(source['reason'])}" for source in facts["skipped"]]
     return lines
+
+
+def _printable(text: str) -> str:
+    """Text of a stranger, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _decibels(value: float | None) -> str:
