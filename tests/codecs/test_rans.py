@@ -148,6 +148,18 @@ def test_every_truncation_is_found(coded):
             decode_blocks([blocks[0] + extra, blocks[1]], frames_per_block, shape, tables)
 
 
+def test_a_large_block_that_ends_early_is_given_up_early(monkeypatch):
+    latents = np.random.default_rng(0).integers(-8, 8, (50, 2, 4, 4)).astype(np.int8)
+    tables = fit_tables(latents)
+    (block,) = encode_blocks(latents, np.array([50]), tables)
+    steps = []
+    original = rans._WordCursor.step
+    monkeypatch.setattr(rans._WordCursor, "step", lambda *arguments: steps.append(1) or original(*arguments))
+    with pytest.raises(PackError, match="latent block 0 is damaged: it ends before its symbols do"):
+        decode_blocks([block[: len(block) // 10 // 2 * 2]], np.array([50]), (2, 4, 4), tables)
+    assert len(steps) < 2 * latents.size // 10
+
+
 def test_flipped_bits_are_found_or_change_nothing_else(coded):
     blocks, frames_per_block, shape, tables = coded
     intact = decode_blocks(blocks, frames_per_block, shape, tables)

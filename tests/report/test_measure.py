@@ -127,3 +127,13 @@ def test_json_and_text_tell_the_same(any_pack: tiny.TinyPack, capsys: pytest.Cap
     assert facts == json.loads(json.dumps(describe_pack(Pack(any_pack.path))))
     assert cli.main(["info", str(any_pack.path)]) == 0
     assert capsys.readouterr().out.splitlines() == info_lines(facts)
+
+
+def test_texts_of_strangers_cannot_command_a_terminal(fast_pack: tiny.TinyPack) -> None:
+    facts = describe_pack(Pack(fast_pack.path))
+    facts["classes"] = ["\x1b[2Jleft", "rechts ä 跳"]
+    facts["skipped"] = [{"path": "a\nb.avi", "reason": "\x07bad"}]
+    text = "\n".join(info_lines(facts))
+    assert "\\x1b[2Jleft, rechts ä 跳" in text
+    assert "a\\nb.avi: \\x07bad" in text
+    assert not {"\x1b", "\x07"} & set(text)
