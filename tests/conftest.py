@@ -1,8 +1,10 @@
 """What several rooms' tests share.
 
-One tiny pack a configuration, made once a run, and how PyTorch and hypothesis run.
+One tiny pack for each backend and configuration, made once a run, and how PyTorch and hypothesis run.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,18 @@ from hypothesis import settings
 settings.register_profile("neuralloader", deadline=None)  # the time of an example depends on what else is running
 settings.load_profile("neuralloader")
 
-EPOCHS = {"fast": 80, "paper": 32}  # until every counter can be read with room to spare
+# epochs until every counter can be read with room to spare
+EPOCHS: dict[tuple[str, tiny.Config], int] = {
+    ("dnerv", "fast"): 80,
+    ("dnerv", "paper"): 32,
+    ("nerv", "fast"): 30,
+    ("nerv", "paper"): 26,
+    ("cnerv", "fast"): 20,
+    ("cnerv", "paper"): 28,
+    ("hnerv", "fast"): 26,
+    ("hnerv", "paper"): 18,
+}
+MakePack = Callable[[str, tiny.Config], tiny.TinyPack]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,29 +43,42 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fast_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyPack:
-    """The tiny corpus in the fast configuration, every frame stored."""
-    return _pack(tiny_corpus, tmp_path_factory.mktemp("fast"), "fast")
+def make_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> MakePack:
+    """Packs the tiny corpus, every frame stored; a second time, it gives the same pack again."""
+    return functools.cache(lambda backend, config: _pack(tiny_corpus, tmp_path_factory.mktemp(config), backend, config))
 
 
 @pytest.fixture(scope="session")
-def paper_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyPack:
-    """The tiny corpus in the paper configuration, every frame stored."""
-    return _pack(tiny_corpus, tmp_path_factory.mktemp("paper"), "paper")
+def fast_pack(make_pack: MakePack) -> tiny.TinyPack:
+    """The tiny corpus in the fast configuration of D-NeRV."""
+    return make_pack("dnerv", "fast")
+
+
+@pytest.fixture(scope="session")
+def paper_pack(make_pack: MakePack) -> tiny.TinyPack:
+    """The tiny corpus in the paper configuration of D-NeRV."""
+    return make_pack("dnerv", "paper")
 
 
 @pytest.fixture(scope="session", params=["fast", "paper"])
 def any_pack(request: pytest.FixtureRequest) -> tiny.TinyPack:
-    """Each of the two in turn."""
+    """Each of the two in turn: with key-frames."""
     return request.getfixturevalue(f"{request.param}_pack")
 
 
-def _pack(source: Path, folder: Path, config: tiny.Config) -> tiny.TinyPack:
+@pytest.fixture(scope="session", params=EPOCHS, ids="-".join)
+def every_pack(request: pytest.FixtureRequest, make_pack: MakePack) -> tiny.TinyPack:
+    """The tiny corpus in every backend and configuration in turn."""
+    return make_pack(*request.param)
+
+
+def _pack(source: Path, folder: Path, backend: str, config: tiny.Config) -> tiny.TinyPack:
     path = folder / f"{config}.nvpack"
-    tiny.pack_tiny(source, path, config, epochs=EPOCHS[config], faithful=True)
+    tiny.pack_tiny(source, path, config, backend=backend, epochs=EPOCHS[backend, config], faithful=True)
     lengths = tiny.CORPUS.values()
     return tiny.TinyPack(
         path,
+        backend,
         config,
         numbers=np.concatenate([100 * place + np.arange(length) for place, length in enumerate(lengths)]),
         originals=np.concatenate([tiny.draw_frames(length, 100 * place) for place, length in enumerate(lengths)]),

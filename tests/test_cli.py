@@ -347,6 +347,31 @@ def test_pack_and_info(videos: Path, out: Path, temporary: Path, capsys: pytest.
     assert facts["training"]["seed"] == 3
 
 
+def test_a_pack_without_key_frames(
+    tiny_corpus: Path, out: Path, temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = out / "a.nvpack"
+    assert _run("pack", tiny_corpus, "-o", path, *QUICK, "--backend", "hnerv", "--frame-rate", "native") == 0
+    captured = capsys.readouterr()
+    assert re.fullmatch(rf"{path}: [\d,]+ bytes, \d+\.\d\d dB after \d+ steps\n", captured.out)
+    assert "encode latents" in captured.err
+    assert "encode key-frames" not in captured.err
+    assert list(out.iterdir()) == [path]
+    assert list(temporary.iterdir()) == []
+
+    assert _run("info", path) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"{path}: hnerv (fast)")
+    assert "in 6 clips of 8; no key-frames" in text
+    assert _run("info", path, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["backend"], facts["num_frames"], facts["num_keyframes"]) == ("hnerv", 32, 0)
+    assert facts["key_interval"] is None
+    assert facts["ledger"]["keyframes"] == 0 < facts["ledger"]["latents"]
+    assert _run("verify", path) == 0
+    assert "0 key-frames" in capsys.readouterr().out
+
+
 def test_the_same_command_gives_the_same_bytes(videos: Path, out: Path) -> None:
     for name in ("a", "b"):
         assert _run("pack", videos, "-o", out / f"{name}.nvpack", *QUICK, "--seed", "5") == 0

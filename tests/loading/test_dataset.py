@@ -6,7 +6,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:Depreca
 
 
 @pytest.fixture
-def dataset(fast_pack: tiny.TinyPack) -> NeuralVideoDataset:
-    return NeuralVideoDataset(fast_pack.path, device="cpu")
+def dataset(every_pack: tiny.TinyPack) -> NeuralVideoDataset:
+    return NeuralVideoDataset(every_pack.path, device="cpu")
 
 
 def _first_batch(loader: DataLoader) -> Any:
@@ -48,8 +48,8 @@ def _differ_by(a: Tensor, b: Tensor) -> int:
 # --- items ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_item(any_pack: tiny.TinyPack) -> None:
-    dataset = NeuralVideoDataset(any_pack.path, device="cpu")
+def test_an_item(every_pack: tiny.TinyPack) -> None:
+    dataset = NeuralVideoDataset(every_pack.path, device="cpu")
     video, label = dataset[0]
     assert isinstance(video, Tensor)
     assert (video.shape, video.dtype, video.device.type) == ((8, 3, *tiny.SIZE), torch.uint8, "cpu")
@@ -95,8 +95,8 @@ def test_iteration_ends(dataset: NeuralVideoDataset) -> None:
     assert sum(1 for _ in dataset) == ITEMS  # type: ignore[call-overload]
 
 
-def test_getitems_is_the_same_as_single_items(any_pack: tiny.TinyPack) -> None:
-    dataset = NeuralVideoDataset(any_pack.path, device="cpu", frames_per_clip=5, step_between_clips=2)
+def test_getitems_is_the_same_as_single_items(every_pack: tiny.TinyPack) -> None:
+    dataset = NeuralVideoDataset(every_pack.path, device="cpu", frames_per_clip=5, step_between_clips=2)
     indices = np.random.default_rng(0).integers(-len(dataset), len(dataset), 12)
     together = dataset.__getitems__(indices)  # type: ignore[arg-type]
     assert len(together) == 12
@@ -107,13 +107,13 @@ def test_getitems_is_the_same_as_single_items(any_pack: tiny.TinyPack) -> None:
     assert dataset.__getitems__([]) == []
 
 
-def test_overlapping_windows_show_the_same_frames(any_pack: tiny.TinyPack) -> None:
-    one = NeuralVideoDataset(any_pack.path, device="cpu", frames_per_clip=1)
+def test_overlapping_windows_show_the_same_frames(every_pack: tiny.TinyPack) -> None:
+    one = NeuralVideoDataset(every_pack.path, device="cpu", frames_per_clip=1)
     frames = torch.cat([video for video, _ in one.__getitems__(range(len(one)))])
     assert len(frames) == 32
     for frames_per_clip, step in [(8, 8), (6, 1), (40, 3)]:
         dataset = NeuralVideoDataset(
-            any_pack.path, device="cpu", frames_per_clip=frames_per_clip, step_between_clips=step, return_info=True
+            every_pack.path, device="cpu", frames_per_clip=frames_per_clip, step_between_clips=step, return_info=True
         )
         first_row = dataset.pack.frames.first_row
         for index in range(len(dataset)):
@@ -122,8 +122,8 @@ def test_overlapping_windows_show_the_same_frames(any_pack: tiny.TinyPack) -> No
             assert _differ_by(video, frames[first_row[info["video_index"]] + frame]) <= 1
 
 
-def test_a_window_longer_than_its_video_repeats_the_last_frame(dataset: NeuralVideoDataset, any_pack) -> None:
-    long = NeuralVideoDataset(any_pack.path, device="cpu", frames_per_clip=20, return_info=True)
+def test_a_window_longer_than_its_video_repeats_the_last_frame(every_pack: tiny.TinyPack) -> None:
+    long = NeuralVideoDataset(every_pack.path, device="cpu", frames_per_clip=20, return_info=True)
     assert len(long) == len(tiny.CORPUS)
     video, _, info = long[NAMES.index("right/nine.avi")]
     assert video.shape[0] == 20
@@ -173,8 +173,8 @@ def test_decoding_needs_no_gradients_but_training_on_it_works(dataset: NeuralVid
 # --- loaders --------------------------------------------------------------------------------------------------------
 
 
-def test_a_plain_loader_decodes_a_batch_in_one_go(any_pack: tiny.TinyPack, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = NeuralVideoDataset(any_pack.path, device="cpu")
+def test_a_plain_loader_decodes_a_batch_in_one_go(every_pack: tiny.TinyPack, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = NeuralVideoDataset(every_pack.path, device="cpu")
     calls: list[list[int]] = []
     original = NeuralVideoDataset.__getitems__
     monkeypatch.setattr(
@@ -189,14 +189,19 @@ def test_a_plain_loader_decodes_a_batch_in_one_go(any_pack: tiny.TinyPack, monke
 
 
 @forks
-@pytest.mark.parametrize(
-    ("config", "num_workers", "context"),
-    [("fast", 0, None), ("fast", 2, "fork"), ("fast", 2, "spawn"), ("paper", 0, None), ("paper", 2, "fork")],
-)
+@pytest.mark.parametrize(("num_workers", "context"), [(0, None), (2, "fork")])
 def test_loaders_with_and_without_workers(
-    request: pytest.FixtureRequest, config: str, num_workers: int, context: str | None
+    every_pack: tiny.TinyPack, num_workers: int, context: Literal["fork"] | None
 ) -> None:
-    path = request.getfixturevalue(f"{config}_pack").path
+    _check_loader(every_pack.path, num_workers, context)
+
+
+@pytest.mark.parametrize("backend", ["dnerv", "hnerv"])  # with key-frames and without
+def test_a_loader_with_spawned_workers(make_pack: Callable[..., tiny.TinyPack], backend: str) -> None:
+    _check_loader(make_pack(backend, "fast").path, 2, "spawn")
+
+
+def _check_loader(path: Path, num_workers: int, context: str | None) -> None:
     dataset = NeuralVideoDataset(path, return_info=True, transform=operator.methodcaller("float"))
     dataset.device = torch.device("cpu") if num_workers == 0 else None  # by itself a worker decodes on the CPU
     expected = NeuralVideoDataset(path, device="cpu").__getitems__(range(ITEMS))
@@ -240,8 +245,10 @@ def test_the_usual_wrappers(dataset: NeuralVideoDataset) -> None:
 
 @pytest.mark.parametrize("copy_it", [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy])
 @pytest.mark.parametrize("used", [False, True])
-def test_pickling(any_pack: tiny.TinyPack, used: bool, copy_it: Callable[[Any], Any]) -> None:
-    dataset = NeuralVideoDataset(any_pack.path, device="cpu", frames_per_clip=3, step_between_clips=2, return_info=True)
+def test_pickling(every_pack: tiny.TinyPack, used: bool, copy_it: Callable[[Any], Any]) -> None:
+    dataset = NeuralVideoDataset(
+        every_pack.path, device="cpu", frames_per_clip=3, step_between_clips=2, return_info=True
+    )
     expected = dataset[4] if used else None
     twin = copy_it(dataset)
     assert len(twin) == len(dataset)
@@ -312,8 +319,8 @@ def test_the_default_device(fast_pack: tiny.TinyPack, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_decodes_what_the_cpu_decodes(any_pack: tiny.TinyPack) -> None:
-    on_gpu, on_cpu = (NeuralVideoDataset(any_pack.path, device=device) for device in ("cuda", "cpu"))
+def test_cuda_decodes_what_the_cpu_decodes(every_pack: tiny.TinyPack) -> None:
+    on_gpu, on_cpu = (NeuralVideoDataset(every_pack.path, device=device) for device in ("cuda", "cpu"))
     for (a, _), (b, _) in zip(on_gpu.__getitems__(range(ITEMS)), on_cpu.__getitems__(range(ITEMS)), strict=True):
         assert a.device.type == "cuda"
         assert (a.cpu().float() - b.float()).abs().mean() < 1

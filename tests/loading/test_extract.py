@@ -15,8 +15,8 @@ from neuralloader.packfile import open_pack
 CPU = torch.device("cpu")
 
 
-def test_every_frame_is_written_once(any_pack: tiny.TinyPack, tmp_path: Path) -> None:
-    pack = open_pack(any_pack.path)
+def test_every_frame_is_written_once(every_pack: tiny.TinyPack, tmp_path: Path) -> None:
+    pack = open_pack(every_pack.path)
     done: list[float] = []
     folder = tmp_path / "new" / "frames"
     assert extract_frames(pack, folder, CPU, done.append) == 32

@@ -21,16 +21,16 @@ def _serve(server: RangeServer, path: Path, name: str = "a.nvpack") -> str:
     return f"{server.url}/{name}"
 
 
-def test_the_same_frames(any_pack: tiny.TinyPack, range_server: RangeServer) -> None:
-    url = _serve(range_server, any_pack.path)
-    local, remote = (NeuralVideoDataset(path, device="cpu", return_info=True) for path in (any_pack.path, url))
+def test_the_same_frames(every_pack: tiny.TinyPack, range_server: RangeServer) -> None:
+    url = _serve(range_server, every_pack.path)
+    local, remote = (NeuralVideoDataset(path, device="cpu", return_info=True) for path in (every_pack.path, url))
     assert remote.samples == local.samples
     assert remote.classes == local.classes
     for (a, label, info), (b, own_label, own_info) in zip(local, remote, strict=True):  # type: ignore[call-overload]
         assert torch.equal(a, b)
         assert label == own_label
         assert torch.equal(info["pts_seconds"], own_info["pts_seconds"])
-    assert range_server.num_sent_bytes < 2 * any_pack.path.stat().st_size, "nothing is fetched many times"
+    assert range_server.num_sent_bytes < 2 * every_pack.path.stat().st_size, "nothing is fetched many times"
 
 
 def test_a_local_and_a_remote_pack_together(
@@ -47,17 +47,17 @@ def test_a_local_and_a_remote_pack_together(
     assert torch.equal(joined[-1][0], alone[0][0])
 
 
-def test_info(any_pack: tiny.TinyPack, range_server: RangeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    url = _serve(range_server, any_pack.path)
+def test_info(every_pack: tiny.TinyPack, range_server: RangeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    url = _serve(range_server, every_pack.path)
     facts = []
-    for path in (str(any_pack.path), url):
+    for path in (str(every_pack.path), url):
         assert cli.main(["info", path, "--json"]) == 0
         facts.append(json.loads(capsys.readouterr().out))
     assert facts[1].pop("path") == url
-    assert facts[0].pop("path") == str(any_pack.path)
+    assert facts[0].pop("path") == str(every_pack.path)
     assert facts[0] == facts[1]
     assert cli.main(["info", url]) == 0
-    assert capsys.readouterr().out.startswith(f"{url}: dnerv ({any_pack.config})")
+    assert capsys.readouterr().out.startswith(f"{url}: {every_pack.backend} ({every_pack.config})")
 
 
 def test_verify(any_pack: tiny.TinyPack, range_server: RangeServer, capsys: pytest.CaptureFixture[str]) -> None:

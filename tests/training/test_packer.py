@@ -16,7 +16,7 @@ from neuralloader.corpus.find import find_videos
 from neuralloader.loading.decode import Decoder
 from neuralloader.packfile import Pack
 from neuralloader.training import packer
-from neuralloader.training.dataset import TrainingSet
+from neuralloader.training.dataset import Batch, TrainingSet
 
 SMALL = {"a/x.avi": 3, "b/y.avi": 9}
 
@@ -56,6 +56,19 @@ def test_the_same_seed_gives_the_same_bytes(config: tiny.Config, source: Path, o
     assert a != c
     weights = [Pack(out / f"{name}.nvpack").load_backend().state_dict() for name in "ac"]
     assert any(not torch.equal(first, second) for first, second in zip(*(w.values() for w in weights), strict=True))
+
+
+def test_the_same_seed_gives_the_same_bytes_without_key_frames(source: Path, out: Path) -> None:
+    """A network that trains frame by frame draws its batches in its own way."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(3)  # whatever was drawn before
+        tiny.pack_tiny(source, out / f"{name}.nvpack", "fast", backend="cnerv", epochs=2, seed=seed)
+    a, b, c = (path.read_bytes() for path in sorted(out.iterdir()))
+    assert a == b
+    assert a != c
+    pack = Pack(out / "a.nvpack")
+    assert (len(pack.index.keys), pack.description.key_interval) == (0, None)
+    assert len(pack.latents().symbols) == len(pack.frames) == 12
 
 
 @pytest.mark.slow  # quick on idle cores, but threads that wait for a busy one wait long
@@ -140,6 +153,27 @@ def test_frames_can_be_held_out(hold_out: int | None, source: Path, out: Path, m
     assert (~trained & (frames.video == 0)).sum() == (hold_out is not None)
     assert pack.description.training["hold_out"] == hold_out
     assert len(pack.latents().symbols) == (~frames.is_key).sum()
+
+
+def test_frames_can_be_held_out_of_batches_of_frames(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training that draws single frames draws the others only, and all of them; each frame is stored all the same."""
+    drawn: list[int] = []
+    draw_units = TrainingSet.draw_units
+
+    def look(self: TrainingSet, unit_rows: np.ndarray) -> Batch:
+        batch = draw_units(self, unit_rows)
+        assert batch.valid.all()
+        assert batch.frames.shape[:2] == (len(unit_rows), 1)
+        drawn.extend(self.units.rows[unit_rows, 0].tolist())
+        return batch
+
+    monkeypatch.setattr(TrainingSet, "draw_units", look)
+    pack = tiny.pack_tiny(source, out / "a.nvpack", "fast", backend="cnerv", epochs=2, hold_out=3)
+    frames = pack.frames.all.frame  # of 3 and of 9
+    assert frames.tolist() == [*range(3), *range(9)]
+    assert sorted(drawn) == sorted(2 * np.flatnonzero(frames % 3 != 2).tolist())
+    assert pack.description.training["hold_out"] == 3
+    assert len(pack.latents().symbols) == 12
 
 
 def test_bad_videos_can_be_left_out(out: Path, tmp_path: Path, temporary: Path) -> None:
