@@ -15,6 +15,7 @@ import torch
 
 from neuralloader import NeuralVideoDataset
 from neuralloader.metrics.speed import calls_per_second
+from neuralloader.packfile import Pack
 
 ROUNDS = 5
 
@@ -58,11 +59,11 @@ def main() -> None:
     print(f"| pack | parameters | frames/s, {options.batch} clips at a time | one at a time | ratio | to the first |")
     print("|---|---|---|---|---|---|")
     first = median[options.packs[0], options.batch]
-    for path, dataset in datasets.items():
+    for path in datasets:
         together, alone = median[path, options.batch], median[path, 1]
-        description = dataset.pack.description
+        pack = Pack(path)
         print(
-            f"| {path.stem}: {description.backend} {description.config} | {dataset.pack.num_parameters:,} "
+            f"| {path.stem}: {pack.description.backend} {pack.description.config} | {pack.num_parameters:,} "
             f"| {together:.0f} | {alone:.0f} | {together / alone:.2f} | {together / first:.2f} |"
         )
 

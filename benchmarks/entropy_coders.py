@@ -24,7 +24,6 @@ from neuralloader.codecs.lossless import compress_bytes, decompress_bytes
 from neuralloader.codecs.quantize import quantize
 from neuralloader.codecs.rans import LatentTables, decode_blocks, encode_blocks, fit_tables
 from neuralloader.packfile import Pack, stored_parameters
-from neuralloader.packfile.latents import latents_per_clip
 
 try:
     import constriction  # pyright: ignore[reportMissingImports]
@@ -292,7 +291,7 @@ def made_up_latents() -> Latents:
 
 
 def latents_of(pack: Pack) -> Latents:
-    per_clip = latents_per_clip(pack.frames, len(pack.index.clips))
+    per_clip = pack.frames.latents_per_clip()
     return Latents(Path(pack.path).stem, pack.latents().symbols, per_clip[per_clip > 0])
 
 

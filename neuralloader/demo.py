@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from neuralloader.corpus.synthetic import write_synthetic_corpus
 from neuralloader.loading.dataset import NeuralVideoDataset
 from neuralloader.metrics.speed import calls_per_second
+from neuralloader.packfile import Pack
 from neuralloader.packing import pack
 from neuralloader.report.measure import describe_pack
 from neuralloader.report.sheet import contact_sheet
@@ -61,7 +62,7 @@ def run_demo(folder: Path, *, minutes: float, report: Report) -> list[str]:
     batches_per_second = calls_per_second(lambda: dataset.__getitems__(batch))
     accuracy = _train_classifier(dataset, report)
 
-    facts = describe_pack(dataset.pack)
+    facts = describe_pack(Pack(pack_path))
     video_bytes = sum(path.stat().st_size for path in videos.rglob("*.avi"))
     return [
         f"bytes           {facts['size_bytes']:,} in one pack ({video_bytes:,} as MJPEG videos)",
