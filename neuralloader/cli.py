@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", default="dnerv", choices=["dnerv", "nerv", "cnerv", "hnerv"], help="the network (default: dnerv)"
     )
     pack.add_argument("--config", default="fast", choices=["fast", "paper"], help="its configuration (default: fast)")
+    pack.add_argument("--scope", default="corpus", choices=["corpus"], help="one network for all videos (the default)")
     size = pack.add_mutually_exclusive_group()
     size.add_argument("--preset", default="S", choices=["XS", "S", "M", "L"], help="its size (default: S)")
     size.add_argument("--width", type=int, metavar="C", help="the same as a number of channels")

@@ -59,6 +59,11 @@ def write_description(description: PackDescription) -> dict[str, Any]:
 
 def read_description(manifest: Mapping[str, Any]) -> PackDescription:
     """Check the manifest's part, field by field."""
+    if (scope := manifest.get("scope", "corpus")) != "corpus":
+        raise PackError(
+            f"scope {scope!r:.200}: this version reads packs with one network for the whole corpus; install a newer "
+            "neuralloader: pip install -U neuralloader"
+        )
     backend, config = _field(manifest, "backend", str), _field(manifest, "config", str)
     if (backend, config) not in BACKENDS:
         known = ", ".join(f"{b} {c}" for b, c in BACKENDS)

@@ -282,6 +282,7 @@ HUGE = 2**63
         ("keyframe_codec", "heic", "key-frame codec 'heic' is unknown; this version knows"),
         ("keyframe_codec", None, "keyframe_codec of the manifest must be str, not None"),
         ("keyframe_quality", 1000, "keyframe_quality 1000 must be"),
+        ("scope", "video", "scope 'video': this version reads packs with one network for the whole corpus"),
         ("weight_bits", 0, "weight_bits 0 must be"),
         ("weight_bits", None, "weight_bits of the manifest must be int, not None"),
         ("training", [], r"training of the manifest must be dict, not \[\]"),
