@@ -1,10 +1,12 @@
 """The fast NeRV: its size by formula, a frame from its time alone, and times that a large corpus keeps apart."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from neuralloader.backends import PRESETS, FastNeRV, FastNeRVConfig, Units, network_of, select_units
 from neuralloader.clips import index_corpus, index_frames
@@ -115,17 +117,22 @@ def test_a_frame_is_its_time_alone(network: FastNeRV) -> None:
 
 @torch.no_grad()
 def test_neighbours_in_a_corpus_of_a_million_frames_differ(network: FastNeRV) -> None:
-    """Through the tables of a pack: a float32 on the way would make one frame of many."""
+    """Through the tables of a pack, and in even steps, as float32 times would not be."""
     clips, keys = index_corpus(np.full(1000, 1001), frames_per_clip=8, key_interval=None)
     table = index_frames(clips, keys)
     assert len(table) == 1_001_000
     rows = np.array([0, 1, 500_500, 500_501, 1_000_998, 1_000_999])
     _, units = select_units(table, rows[:, None])
     np.testing.assert_array_equal(units.corpus_time[:, 0], rows / len(table))
-    encoded = network.encode_time(units.corpus_time.flatten())
-    frames = network.decode((), units, None)
+    seen: list[Tensor] = []
+    with network.stem.register_forward_pre_hook(lambda stem, args: seen.append(args[0])):
+        frames = network.decode((), units, None)
+    for row, found in zip(rows.tolist(), seen[0], strict=True):
+        angles = [1.25**level * math.pi * row / len(table) for level in range(40)]
+        expected = [wave(angle) for angle in angles for wave in (math.sin, math.cos)]
+        assert found.tolist() == pytest.approx(expected, abs=1e-6), "a float32 is wrong by a tenth of a frame"
     for pair in (slice(0, 2), slice(2, 4), slice(4, 6)):
-        first, second = encoded[pair]
+        first, second = seen[0][pair]
         assert (first - second).abs().max() > 0.01, "the encoding tells them apart"
         first, second = frames[pair]
         assert (first - second).abs().max() > 1e-3
