@@ -11,8 +11,9 @@ from neuralloader.errors import PackError, PackVersionError, SourceError
 
 if TYPE_CHECKING:
     from neuralloader.loading.dataset import NeuralVideoDataset
+    from neuralloader.loading.videos import open_videos
     from neuralloader.packfile import Pack, open_pack
-    from neuralloader.packing import pack
+    from neuralloader.packing import append, pack
     from neuralloader.training.fit import Duration
     from neuralloader.training.packer import PackSettings
 
@@ -24,7 +25,9 @@ _HOMES = {
     "NeuralVideoDataset": "neuralloader.loading.dataset",
     "Pack": "neuralloader.packfile",
     "PackSettings": "neuralloader.training.packer",
+    "append": "neuralloader.packing",
     "open_pack": "neuralloader.packfile",
+    "open_videos": "neuralloader.loading.videos",
     "pack": "neuralloader.packing",
 }
 
@@ -36,7 +39,9 @@ __all__ = [
     "PackSettings",
     "PackVersionError",
     "SourceError",
+    "append",
     "open_pack",
+    "open_videos",
     "pack",
 ]
 

@@ -55,7 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", default="dnerv", choices=["dnerv", "nerv", "cnerv", "hnerv"], help="the network (default: dnerv)"
     )
     pack.add_argument("--config", default="fast", choices=["fast", "paper"], help="its configuration (default: fast)")
-    pack.add_argument("--scope", default="corpus", choices=["corpus"], help="one network for all videos (the default)")
+    pack.add_argument(
+        "--scope",
+        default="corpus",
+        choices=["corpus", "video"],
+        help="one network for all videos (the default), or one for each",
+    )
+    pack.add_argument(
+        "--appendable", action="store_true", help="keep the encoder, so that videos can be added without training"
+    )
     size = pack.add_mutually_exclusive_group()
     size.add_argument("--preset", default="S", choices=["XS", "S", "M", "L"], help="its size (default: S)")
     size.add_argument("--width", type=int, metavar="C", help="the same as a number of channels")
@@ -70,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--force", action="store_true", help="replace a pack that is there")
     _add_device(pack)
     pack.set_defaults(run=_pack)
+
+    append = commands.add_parser("append", help="add videos to a pack without training")
+    append.add_argument("pack", help="a .nvpack file, or its URL, that was packed with --appendable")
+    append.add_argument("source", type=Path, help="a folder with one folder per class, a flat folder, or one video")
+    append.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nvpack")
+    append.add_argument("--on-error", default="raise", choices=["raise", "skip"], help="what to do about bad videos")
+    append.add_argument("--force", action="store_true", help="replace a pack that is there")
+    _add_device(append)
+    append.set_defaults(run=_append)
 
     info = commands.add_parser("info", help="what is in a pack, and what every part of it costs")
     _add_pack(info)
@@ -123,12 +140,33 @@ def _pack(options: argparse.Namespace) -> None:
         on_error=options.on_error,
         keyframe_codec=options.keyframe_codec,
         keyframe_quality=options.keyframe_quality,
+        scope=options.scope,
+        appendable=options.appendable,
         hold_out=options.hold_out,
         overwrite=options.force,
     )
     with StageBars() as bars:
         result = pack(options.source, options.output, settings, report=bars.report)
     print(f"{result.path}: {result.size_bytes:,} bytes, {result.psnr_db:.2f} dB after {result.steps} steps")
+
+
+def _append(options: argparse.Namespace) -> None:
+    from neuralloader.packing import append
+
+    with StageBars() as bars:
+        result = append(
+            options.pack,
+            options.source,
+            options.output,
+            device=_device(options.device),
+            on_error=options.on_error,
+            overwrite=options.force,
+            report=bars.report,
+        )
+    print(
+        f"{result.path}: {result.size_bytes:,} bytes, {result.added_bytes:,} of them for {result.num_videos} added "
+        f"videos of {result.num_frames} frames, {result.psnr_db:.2f} dB"
+    )
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ key-frame, and one more at the last frame; a clip leans on the two key-frames ar
 A corpus may have no key-frames at all, where its network needs none.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,12 @@ class VideoInfo:
     source_frame_rate: float
     frame_rate: float
     source_size: tuple[int, int]
+
+
+def relabel(videos: Iterable[VideoInfo], classes: Sequence[str], new_classes: Sequence[str]) -> list[VideoInfo]:
+    """Videos with labels that index other classes, which hold all of their own."""
+    label_of = {name: label for label, name in enumerate(new_classes)}
+    return [v if v.label == UNLABELLED else replace(v, label=label_of[classes[v.label]]) for v in videos]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +180,27 @@ def index_corpus(
     return ClipTable(clip_video, first_frame, num_valid, start_key, end_key), KeyframeTable(key_video, key_frame)
 
 
+def join_tables(
+    parts: Sequence[tuple[ClipTable, KeyframeTable]], num_videos: Sequence[int]
+) -> tuple[ClipTable, KeyframeTable]:
+    """The tables of several lists of videos that follow one another.
+
+    Args:
+        parts: the tables of each list.
+        num_videos: videos in each list.
+    """
+    first_video = np.cumsum([0, *num_videos])
+    first_key = np.cumsum([0, *(len(keys) for _, keys in parts)])
+    columns: list[list[np.ndarray]] = [[] for _ in range(7)]
+    for (clips, keys), video, key in zip(parts, first_video.tolist(), first_key.tolist(), strict=False):
+        start, end = (np.where(rows == NO_KEY, NO_KEY, rows + key) for rows in (clips.start_key, clips.end_key))
+        own = (clips.video + video, clips.first_frame, clips.num_valid, start, end, keys.video + video, keys.frame)
+        for column, part in zip(columns, own, strict=True):
+            column.append(part)
+    joined = [np.concatenate(column) for column in columns]
+    return ClipTable(*joined[:5]), KeyframeTable(*joined[5:])
+
+
 @dataclass(frozen=True)
 class FrameRows:
     """Some rows of a frame table; S is the shape of the rows that were asked for.
@@ -217,17 +244,24 @@ class FrameTable:
     def __len__(self) -> int:
         return int(self.first_row[-1])
 
-    def at(self, rows: np.ndarray) -> FrameRows:
-        """Some rows, of any shape: what is known about each frame (D-NeRV, section 3.1)."""
+    def at(self, rows: np.ndarray, offset: np.ndarray | None = None) -> FrameRows:
+        """Some rows, of any shape: what is known about each frame (D-NeRV, section 3.1).
+
+        Args:
+            rows: of the table.
+            offset: for phases and times behind these frames, 0 to 1 frames each, in a shape that broadcasts against the
+                rows. A video ends at its last frame.
+        """
         clip = np.searchsorted(self.first_of_clip, rows, side="right") - 1
         video = self.clips.video[clip]
         frame = rows - self.first_row[video]
         last_frame = np.diff(self.first_row)[video] - 1
         pair = np.stack([self.clips.start_key[clip], self.clips.end_key[clip]], axis=-1)
+        moment = frame if offset is None else np.minimum(frame + offset, last_frame)
         phase, is_key = np.zeros(frame.shape), np.zeros(frame.shape, bool)
         if len(self.keys):
             start, end = self.keys.frame[pair[..., 0]], self.keys.frame[pair[..., 1]]
-            phase = (frame - start) / np.maximum(1, end - start)
+            phase = (moment - start) / np.maximum(1, end - start)
             is_key = self._keys_before(rows + 1) > self._keys_before(rows)
         return FrameRows(
             video=video,
@@ -235,7 +269,7 @@ class FrameTable:
             clip=clip,
             keys=pair,
             phase=phase.astype(np.float32),
-            time=(frame / np.maximum(1, last_frame)).astype(np.float32),
+            time=(moment / np.maximum(1, last_frame)).astype(np.float32),
             is_key=is_key,
         )
 

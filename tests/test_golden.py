@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import features
 
-from neuralloader.backends import DNeRVConfig, FastDNeRVConfig, HNeRVConfig, NeRVConfig
+from neuralloader.backends import DNeRVConfig, FastDNeRVConfig, HNeRVConfig, NeRVConfig, Scope
+from neuralloader.backends.stacked import stack_networks
 from neuralloader.clips import UNLABELLED, SkippedSource, VideoInfo, index_corpus
 from neuralloader.codecs.keyframes import KeyframeCodec, encode_keyframe
 from neuralloader.codecs.lossless import compress_bytes, decompress_bytes
@@ -26,6 +27,7 @@ from neuralloader.container.reader import PackReader
 from neuralloader.packfile import (
     Pack,
     PackDescription,
+    Part,
     build_backend,
     quantize_parameter,
     round_latents,
@@ -49,6 +51,9 @@ class Golden:
         key_interval: None in a pack without key-frames.
         weight_bits: bits of a weight's code.
         codec: of the key-frames.
+        scope: as ``PackDescription`` has it.
+        appendable: whether it holds its encoder.
+        is_retired: whether its record of the network has a name that no network has any more, so that it is only read.
     """
 
     backend: str
@@ -57,13 +62,17 @@ class Golden:
     key_interval: int | None
     weight_bits: int
     codec: KeyframeCodec = "png"
+    scope: Scope = "corpus"
+    appendable: bool = False
+    is_retired: bool = False
 
 
-_FAST = FastDNeRVConfig((32, 16), width=4, content_channels=(2, 4, 4), latent_channels=6, encoder_width=8)
+_FAST = FastDNeRVConfig((32, 16), width=4, content_channels=(2, 4, 4), latent_channels=6)
 _HNERV = HNeRVConfig((32, 48), channels=(8, 8, 6, 4), strides=(2, 2, 2), latent_channels=5, encoder_channels=8)
 GOLDENS = {
-    "dnerv-fast": Golden("dnerv", "fast", _FAST, 16, weight_bits=6),
-    "dnerv-fast-avif": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, codec="avif"),
+    "dnerv-fast": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, is_retired=True),
+    "dnerv-fast-appendable": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, appendable=True),
+    "dnerv-fast-avif": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, codec="avif", is_retired=True),
     "dnerv-paper": Golden(
         "dnerv",
         "paper",
@@ -72,6 +81,7 @@ GOLDENS = {
         weight_bits=4,
     ),
     "hnerv-paper": Golden("hnerv", "paper", _HNERV, None, weight_bits=5),
+    "hnerv-paper-videos": Golden("hnerv", "paper", _HNERV, None, weight_bits=5, scope="video"),
     "nerv-paper": Golden(
         "nerv",
         "paper",
@@ -80,7 +90,8 @@ GOLDENS = {
         weight_bits=8,
     ),
 }
-REMADE = [name for name, golden in GOLDENS.items() if golden.codec == "png"]
+PARTS: tuple[Part, ...] = ("weights", "encoder")
+REMADE = [name for name, golden in GOLDENS.items() if golden.codec == "png" and not golden.is_retired]
 
 
 # --- what they hold -------------------------------------------------------------------------------------------------
@@ -98,14 +109,19 @@ def draw_golden(golden: Golden) -> dict[str, Any]:
 
     clips, keys = index_corpus(np.array(NUM_FRAMES), frames_per_clip=8, key_interval=golden.key_interval)
     backend = build_backend(golden.backend, golden.config, golden.network)
+    if golden.scope == "video":
+        backend = stack_networks(backend, len(NUM_FRAMES))
     with torch.no_grad():
-        for parameter in stored_parameters(backend).values():
-            parameter.copy_(torch.from_numpy(draw(*parameter.shape)))
+        for part in PARTS if golden.appendable else PARTS[:1]:
+            for parameter in stored_parameters(backend, part).values():
+                parameter.copy_(torch.from_numpy(draw(*parameter.shape)))
     latents = None
     if backend.latent_shape is not None:
         values = draw(sum(NUM_FRAMES) - len(keys), *backend.latent_shape)
         values[:, 0] = 0.25  # a channel that takes no part in the coding
-        latents = round_latents(values if backend.latent_bits else 150 * values, backend.latent_bits)
+        per_video = np.array(NUM_FRAMES) if golden.scope == "video" else None
+        values = values if backend.latent_bits else 150 * values
+        latents = round_latents(values, backend.latent_bits, per_video=per_video)
     images = np.stack([_draw_image(k, golden.network.frame_size) for k in range(len(keys))]) if len(keys) else None
     return {
         "description": PackDescription(
@@ -122,6 +138,7 @@ def draw_golden(golden: Golden) -> dict[str, Any]:
             weight_bits=golden.weight_bits,
             training={"seed": 1, "minutes": None, "rate": 0.1},
             quality={"psnr_db": 31.25, "worst_psnr_db": 22.5},
+            scope=golden.scope,
         ),
         "index": PackIndex(
             videos=(
@@ -136,6 +153,7 @@ def draw_golden(golden: Golden) -> dict[str, Any]:
         "backend": backend,
         "keyframes": [] if images is None else [_encode(image, golden.codec) for image in images],
         "latents": latents,
+        "appendable": golden.appendable,
         "images": images,
     }
 
@@ -227,12 +245,14 @@ def test_golden_packs_are_read_to_the_bit(name: str) -> None:
             column = getattr(getattr(pack.index, table), field.name)
             np.testing.assert_array_equal(column, getattr(getattr(content["index"], table), field.name))
 
-    loaded = stored_parameters(pack.load_backend())
-    drawn = stored_parameters(content["backend"])
-    assert list(loaded) == list(drawn)
-    for parameter, values in drawn.items():
-        quantized = quantize_parameter(content["backend"], parameter, values, golden.weight_bits)
-        np.testing.assert_array_equal(loaded[parameter].numpy(), dequantize(quantized), err_msg=parameter)
+    assert pack.is_appendable == golden.appendable
+    backend = pack.load_backend(with_encoder=golden.appendable)
+    for part in PARTS if golden.appendable else PARTS[:1]:
+        loaded, drawn = stored_parameters(backend, part), stored_parameters(content["backend"], part)
+        assert list(loaded) == list(drawn)
+        for parameter, values in drawn.items():
+            quantized = quantize_parameter(content["backend"], parameter, values, golden.weight_bits)
+            np.testing.assert_array_equal(loaded[parameter].numpy(), dequantize(quantized), err_msg=parameter)
 
     if content["latents"] is not None:
         latents = pack.latents()
@@ -252,7 +272,8 @@ def test_golden_packs_cover_the_format() -> None:
     """What could change unseen is in at least one of them."""
     readers = [PackReader(GOLDEN / f"{name}.nvpack") for name in GOLDENS]
     tensors = {name for reader in readers for name in reader.tensor_names}
-    assert {"latents.data", "latents.scale", "keyframes.data", "skipped.text"} <= tensors
+    assert {"latents.data", "latents.scale", "keyframes.data", "skipped.text", "encoder.codes"} <= tensors
+    assert {reader.manifest.get("scope") for reader in readers} == {None, "video"}
     assert {reader.tensor("weights.codes")[0] for reader in readers} == {0x28, 0xFD}  # zstandard, xz
     levels = {reader.manifest["weight_levels"] for reader in readers}
     assert max(levels) == 257

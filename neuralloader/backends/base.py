@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from neuralloader.clips import FrameTable
 
 KeyFeatures = tuple[Tensor, ...]  # each (K, ...): row k belongs to key-frame k
+Scope = Literal["corpus", "video"]  # what one network holds
 
 
 @dataclass(frozen=True)
@@ -30,41 +31,47 @@ class Units:
         keys: (N, 2) int64, rows of the start and the end key-frame in the features.
         phase: (N, T) float32, 0 at the start key-frame and 1 at the end one.
         time: (N, T) float32, 0 at the video's first frame and 1 at its last.
-        corpus_time: (N, T) float64, k / K for frame k of all K frames of the corpus, its videos behind one another.
+        network_time: (N, T) float64, k / K for frame k of the K frames that its network holds: those of the corpus, its
+            videos behind one another, or of the one video.
     """
 
     keys: Tensor
     phase: Tensor
     time: Tensor
-    corpus_time: Tensor
+    network_time: Tensor
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device) -> "Units":
-        tensors = (self.keys, self.phase, self.time, self.corpus_time)
+        tensors = (self.keys, self.phase, self.time, self.network_time)
         return Units(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
-def select_units(table: FrameTable, rows: np.ndarray) -> tuple[np.ndarray, Units]:
+def select_units(
+    table: FrameTable, rows: np.ndarray, scope: Scope = "corpus", offset: np.ndarray | None = None
+) -> tuple[np.ndarray, Units]:
     """The units of some frames, and the key-frames they lean on.
 
     Args:
         table: the frame table.
         rows: (N, T) rows of it, a unit each.
+        scope: what one network holds.
+        offset: (N, 1) frames, 0 to 1, by which the phases and times of a unit lie behind its frames.
 
     Returns:
         (K,) rows of the key-frame table, ascending, none twice; and the units, whose keys count those K. In a pack
         without key-frames, K is 0 and the units' keys are -1.
     """
-    frames = table.at(rows)
+    frames = table.at(rows, offset)
     pairs = frames.keys[:, 0]
     keys, position = np.unique(pairs[pairs >= 0], return_inverse=True)
+    network_time = rows / len(table) if scope == "corpus" else frames.frame / np.diff(table.first_row)[frames.video]
     units = Units(
         keys=torch.from_numpy(position.reshape(-1, 2) if len(keys) else pairs.astype(np.int64)),
         phase=torch.from_numpy(frames.phase),
         time=torch.from_numpy(frames.time),
-        corpus_time=torch.from_numpy(rows / len(table)),
+        network_time=torch.from_numpy(network_time),
     )
     return keys, units
 
@@ -88,6 +95,9 @@ class Backend(nn.Module, ABC):
         latent_bits: None where latents are whole numbers, which training knows and ``estimate_bits`` prices; else
             the bits of the even grid, one for each channel, that real-valued latents are rounded to after training.
         weight_levels: how its weights are quantised, as ``codecs.quantize`` has it.
+        num_networks: None, or the V networks that ``stacked.stack_networks`` made one of.
+        why_not_appendable: why frames that it was not trained on cannot be encoded; None where they can be.
+        why_not_interpolated: why times between frames cannot be decoded; None where they can be.
     """
 
     uses_keyframes: bool
@@ -96,6 +106,9 @@ class Backend(nn.Module, ABC):
     latent_shape: tuple[int, int, int] | None = None
     latent_bits: int | None = None
     weight_levels: Literal["even", "paper"] = "even"
+    num_networks: int | None = None
+    why_not_appendable: str | None = None
+    why_not_interpolated: str | None = None
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
         """Features of key-frames; none from a network that uses none.
@@ -142,7 +155,20 @@ class Backend(nn.Module, ABC):
         """Whether the parameter of this name is needed for decoding; the others stay out of the pack."""
         return True
 
+    def is_encoder(self, name: str) -> bool:
+        """Whether the parameter of this name is needed to encode latents; a pack holds them where asked to."""
+        return self.latent_shape is not None and name.startswith("encoder.")
+
     def scale_axis(self, name: str, shape: tuple[int, ...]) -> int | Literal["best"] | None:
         """The axis of a parameter whose every index gets its own quantiser scale: output channels of a weight; None,
         one scale for all of it, for a bias or another short vector."""
         return 0 if len(shape) >= 2 else None
+
+
+def strip_parameters(backend: Backend, *, keep_encoder: bool = False) -> Backend:
+    """Take away, in place, the parameters that only training needs, and those of the encoder unless it is to stay."""
+    for name, _ in list(backend.named_parameters()):
+        if not (backend.is_stored(name) or (keep_encoder and backend.is_encoder(name))):
+            home, _, parameter = name.rpartition(".")
+            delattr(backend.get_submodule(home), parameter)
+    return backend

@@ -38,6 +38,20 @@ class PositionalEncoding(nn.Module):
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).float()
 
 
+def spread(parameter: Tensor, num_axes: int, num_rows: int) -> Tensor:
+    """A parameter that meets each row of a batch: as it is, or from a stack of networks (``stacked``), a row's own.
+
+    Args:
+        parameter: of ``num_axes`` axes, or (V, ...), V of them.
+        num_axes: of one network's.
+        num_rows: of the batch; V * n of a stack, n for each network in turn.
+
+    Returns:
+        The parameter, or (num_rows, ...).
+    """
+    return parameter if parameter.ndim == num_axes else parameter.repeat_interleave(num_rows // len(parameter), dim=0)
+
+
 class KeyframeWarp(nn.Module):
     """Warp the maps of the two key-frames of every frame to that frame (D-NeRV, section 3.2).
 

@@ -144,6 +144,10 @@ class DNeRV(Backend):
 
     uses_keyframes = True
     weight_levels = "paper"
+    why_not_appendable = (
+        "D-NeRV as published stores no latents: what its key-frames do not show, its network was trained to know of "
+        "each clip; the fast configuration can encode new ones"
+    )
     mean: Tensor
     std: Tensor
     key_blend: Tensor

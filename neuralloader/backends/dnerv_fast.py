@@ -6,7 +6,7 @@ while packing, rounded and stored, so that the weights need not memorise each vi
 than it cost here (docs/experiments.md), so a single frame is the unit and no padding is decoded.
 
     keys (2, 3, H, W) --unshuffle 4--> 1/4 --> 1/8 --> 1/16          content, once per key-frame
-    frame, keys --unshuffle 4--> encoder --> latent @ 1/16           packing only; rounded to int8 and stored
+    frame - blended keys --DCT of 16x16, conv 1x1--> latent @ 1/16   packing only; rounded to int8 and stored
     [blended keys, difference, latent, phase] @ 1/16
         --> flow, warp, SAF, conv, shuffle 2 --> 1/8 --> the same --> 1/4
     @ 1/4: flow to both keys, blend mask, RGB residual (shuffle 4)
@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from neuralloader.backends.base import Backend, KeyFeatures, Units
 from neuralloader.backends.blocks import AdaptiveFusion, BottleneckHead, KeyframeWarp, UpsampleBlock
-from neuralloader.backends.lowres import HEAD_STRIDE, TRUNK_STRIDE, check_frame_size, unshuffle
+from neuralloader.backends.lowres import (
+    HEAD_STRIDE,
+    TRUNK_STRIDE,
+    UNIT,
+    CosineEncoder,
+    check_frame_size,
+    check_waves,
+    unshuffle,
+)
 from neuralloader.backends.rate import LaplaceRate
 
 PHASE_FREQUENCIES = (0.5, 1.0, 2.0, 3.0)  # half-turns per key interval
@@ -39,19 +47,21 @@ class FastDNeRVConfig:
         width: channels of the trunk; it starts with twice as many.
         content_channels: channels of the key-frame features at 1/4, 1/8 and 1/16 of the frame.
         latent_channels: channels of a frame's latent, at 1/16 of the frame.
-        encoder_width: channels of the latents' encoder, which is not stored.
+        num_waves: lowest waves of the cosine transform that latents are made of, 1 to 16 along each axis.
     """
 
     WIDTHS: ClassVar[dict[str, int]] = {"XS": 24, "S": 32, "M": 56, "L": 96}
+    RETIRED: ClassVar[frozenset[str]] = frozenset({"encoder_width"})  # of an encoder that no pack ever held
 
     frame_size: tuple[int, int]
     width: int
     content_channels: tuple[int, int, int]
     latent_channels: int = 8
-    encoder_width: int = 96
+    num_waves: int = 10
 
     def __post_init__(self) -> None:
         check_frame_size(self.frame_size)
+        check_waves(self.num_waves)
 
     @staticmethod
     def of_width(width: int, frame_size: tuple[int, int]) -> "FastDNeRVConfig":
@@ -74,35 +84,6 @@ class ContentEncoder(nn.Module):
         fine = F.gelu(self.fine(unshuffled))
         middle = F.gelu(self.middle(fine))
         return fine, middle, F.gelu(self.coarse(middle))
-
-
-class LatentEncoder(nn.Module):
-    """Latent of a frame, given its two key-frames. Needed while packing only.
-
-    The first convolution sees frame and keys side by side; being linear, it is split so that the share of a key-frame
-    is computed once and added to every frame that leans on it.
-    """
-
-    def __init__(self, width: int, latent_channels: int):
-        super().__init__()
-        first = width // 2
-        self.frame = nn.Conv2d(3 * HEAD_STRIDE**2, first, 3, padding=1)
-        self.keys = nn.Conv2d(3 * HEAD_STRIDE**2, 2 * first, 3, padding=1, bias=False)
-        self.body = nn.Sequential(
-            nn.GELU(),
-            nn.Conv2d(first, width, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, latent_channels, 3, padding=1),
-        )
-        self.log_gain = nn.Parameter(torch.zeros(latent_channels, 1, 1))
-
-    def forward(self, frames: Tensor, keyframes: Tensor, keys: Tensor) -> Tensor:
-        """Frames (M, 48, H/4, W/4), key-frames (K, 48, H/4, W/4), rows (M, 2) -> (M, Z, H/16, W/16)."""
-        start, end = self.keys(keyframes).chunk(2, dim=1)
-        x = self.frame(frames) + start.index_select(0, keys[:, 0]) + end.index_select(0, keys[:, 1])
-        return self.body(x).float() * self.log_gain.exp()
 
 
 class TrunkStage(nn.Module):
@@ -163,7 +144,7 @@ class FastDNeRV(Backend):
         fine, middle, coarse = config.content_channels
         self.latent_shape = (config.latent_channels, height, width)
         self.content = ContentEncoder(config.content_channels)
-        self.encoder = LatentEncoder(config.encoder_width, config.latent_channels)
+        self.encoder = CosineEncoder(config.num_waves, config.latent_channels)
         self.rate = LaplaceRate(config.latent_channels)
         self.base = nn.Conv2d(
             2 * coarse + config.latent_channels + 2 * len(PHASE_FREQUENCIES), 2 * config.width, 3, padding=1
@@ -184,8 +165,9 @@ class FastDNeRV(Backend):
         return (images, *(feature.float() for feature in self.content(unshuffle(images))))
 
     def encode_latents(self, frames: Tensor, keyframes: Tensor, units: Units) -> Tensor:
-        frames, keyframes = (unshuffle(images.float() / 255) for images in (frames.flatten(0, 1), keyframes))
-        return self.encoder(frames, keyframes, units.keys)
+        phase = units.phase.view(-1, 1, 1, 1)
+        start, end = (keyframes.index_select(0, units.keys[:, i]).float() for i in (0, 1))
+        return self.encoder((frames.flatten(0, 1) - torch.lerp(start, end, phase)) / (255 * UNIT))
 
     def estimate_bits(self, latents: Tensor) -> Tensor:
         return self.rate(latents)

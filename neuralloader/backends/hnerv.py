@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuralloader.backends.base import Backend, KeyFeatures, Units
-from neuralloader.backends.blocks import UpsampleDecoder, check_odd_kernel, check_stages, fit_strides
+from neuralloader.backends.blocks import UpsampleDecoder, check_odd_kernel, check_stages, fit_strides, spread
 
 # the paper's for 960x1920, 640x1280 and 480x960, and the like for other sizes, in falling order of their products
 STRIDES = (
@@ -134,14 +134,15 @@ class HNeRVConfig:
         return tuple(min(self.min_kernel + 2 * i, self.max_kernel) for i in range(len(self.strides)))
 
 
-class ChannelNorm(nn.LayerNorm):
+class ChannelNorm(nn.Module):
     """Layer norm over the channels of each pixel of a (M, C, H, W) map."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, eps=NORM_EPS)
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -153,11 +154,11 @@ class ConvNeXtBlock(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.expand = nn.Linear(channels, 4 * channels)
         self.reduce = nn.Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(torch.full((channels,), LAYER_SCALE))
+        self.gamma = nn.Parameter(torch.full((1, 1, channels), LAYER_SCALE))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))  # (M, H, W, C)
-        y = self.gamma * self.reduce(F.gelu(self.expand(y)))
+        y = spread(self.gamma, 3, len(y)) * self.reduce(F.gelu(self.expand(y)))
         return x + y.permute(0, 3, 1, 2)
 
 

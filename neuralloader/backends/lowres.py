@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuralloader.backends.base import refuse_size
-from neuralloader.backends.blocks import UpsampleBlock
+from neuralloader.backends.blocks import UpsampleBlock, spread
+from neuralloader.backends.cosine import CosineTransform, dct_waves
 
 HEAD_STRIDE = 4  # the head's PixelShuffle: from 1/4 of the frame to the frame
 TRUNK_STRIDE = 16  # latents and trunk start at 1/16 of the frame
@@ -21,6 +22,12 @@ def check_frame_size(frame_size: tuple[int, int]) -> None:
     """Refuse, with a ValueError, a frame whose sides are no multiples of 16."""
     if any(side < TRUNK_STRIDE or side % TRUNK_STRIDE for side in frame_size):
         raise ValueError(refuse_size(frame_size, TRUNK_STRIDE))
+
+
+def check_waves(num_waves: int) -> None:
+    """Refuse, with a ValueError, a number of waves that ``CosineEncoder`` cannot have."""
+    if not 1 <= num_waves <= TRUNK_STRIDE:
+        raise ValueError(f"num_waves {num_waves} must be 1 to {TRUNK_STRIDE}")
 
 
 def unshuffle(images: Tensor) -> Tensor:
@@ -47,7 +54,33 @@ class FrameEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(M, 3, H, W) in 0..1 -> (M, latent_channels, H/16, W/16), float32."""
-        return self.body(unshuffle(frames)).float() * self.log_gain.exp()
+        return self.body(unshuffle(frames)).float() * spread(self.log_gain, 3, len(frames)).exp()
+
+
+class CosineEncoder(nn.Module):
+    """A latent for each image by a fixed cosine transform and one convolution. Needed while packing only.
+
+    After CNeRV (section 3): with so little to train, images that it was not trained on are encoded as well as others.
+    Here blocks are 16x16 pixels, and the waves those of the orthonormal DCT, whose coefficients do not repeat one
+    another (with the paper's, the convolution hardly learns: docs/experiments.md).
+
+    Args:
+        num_waves: lowest waves that are used along each axis, 1 to 16.
+        latent_channels: channels of the latent.
+    """
+
+    def __init__(self, num_waves: int, latent_channels: int):
+        super().__init__()
+        waves = dct_waves(TRUNK_STRIDE, num_waves)
+        self.transform = CosineTransform(waves, waves)
+        self.conv = nn.Conv2d(3 * num_waves**2, latent_channels, 1)
+        self.log_gain = nn.Parameter(torch.zeros(latent_channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(M, 3, H, W) around 0 -> (M, latent_channels, H/16, W/16), float32."""
+        waves = self.transform(images)
+        with torch.autocast(waves.device.type, enabled=False):
+            return self.conv(waves) * spread(self.log_gain, 3, len(images)).exp()
 
 
 class FrameTrunk(nn.Module):

@@ -8,7 +8,7 @@ Left out: pruning, which buys nothing once the places of the surviving weights a
         --conv 1x1, (tanh + 1) / 2--> frame
 
 A frame is its time and nothing else: the weights hold every video, and frames between the trained ones mean nothing.
-Letters of the paper: ``c`` is ``channels[0]``, ``l`` is ``pe_levels``, b is ``pe_base`` and t is ``Units.corpus_time``.
+Letters of the paper: ``c`` is ``channels[0]``, ``l`` is ``pe_levels``, b is ``pe_base``, t is ``Units.network_time``.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,10 @@ STRIDES = (
 )
 MIN_BASE_SIDE = 4  # the paper has 9
 MAX_LOG_FREQUENCY = 700.0  # float64 ends at exp(709)
+WHY_NOT_INTERPOLATED = "NeRV is a list of frames by number: what it gives for a time between two of them means nothing"
+WHY_NOT_APPENDABLE = (
+    "NeRV stores nothing for a frame but its network, which every new video would have to be trained into"
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class NeRV(Backend):
     uses_keyframes = False
     frames_per_unit = 1
     weight_levels = "paper"
+    why_not_appendable, why_not_interpolated = WHY_NOT_APPENDABLE, WHY_NOT_INTERPOLATED
 
     def __init__(self, config: NeRVConfig):
         super().__init__()
@@ -123,6 +128,6 @@ class NeRV(Backend):
         return 0 if len(shape) in (2, 4) else None
 
     def decode(self, features: KeyFeatures, units: Units, latents: Tensor | None) -> Tensor:
-        x = self.stem(self.encode_time(units.corpus_time.flatten()))
+        x = self.stem(self.encode_time(units.network_time.flatten()))
         x = x.unflatten(1, (self.config.channels[0], *self.config.base_size))  # (N, c, h, w)
         return self.decoder(x).unsqueeze(1)  # (N, 1, 3, H, W)

@@ -17,6 +17,7 @@ from torch import Tensor
 from neuralloader.backends.base import Backend, KeyFeatures, Units
 from neuralloader.backends.blocks import PositionalEncoding, TimeStem
 from neuralloader.backends.lowres import HEAD_STRIDE, TRUNK_STRIDE, FrameTrunk, check_frame_size
+from neuralloader.backends.nerv import WHY_NOT_APPENDABLE, WHY_NOT_INTERPOLATED
 
 MIN_BASE_SIDE = 4  # of the map the MLP makes
 
@@ -67,6 +68,7 @@ class FastNeRV(Backend):
     uses_keyframes = False
     frames_per_unit = 1
     values_per_pixel = 3
+    why_not_appendable, why_not_interpolated = WHY_NOT_APPENDABLE, WHY_NOT_INTERPOLATED
 
     def __init__(self, config: FastNeRVConfig):
         super().__init__()
@@ -77,5 +79,5 @@ class FastNeRV(Backend):
         self.trunk = FrameTrunk(2 * config.width, config.width, num_stages=int(log2(config.base_stride / HEAD_STRIDE)))
 
     def decode(self, features: KeyFeatures, units: Units, latents: Tensor | None) -> Tensor:
-        x = self.stem(self.encode_time(units.corpus_time.flatten()))
+        x = self.stem(self.encode_time(units.network_time.flatten()))
         return self.trunk(x.unflatten(1, (2 * self.config.width, *self.config.base_size))).unsqueeze(1)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuralloader.backends.blocks import spread
+
 MIN_SCALE = 0.05  # keeps the estimate finite where a channel is unused
 
 
@@ -16,7 +18,7 @@ class LaplaceRate(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """(M, C, h, w) -> (M,) bits: minus log2 of the distribution integrated over each rounding interval, summed."""
-        scale, distance = F.softplus(self.log_scale) + MIN_SCALE, latents.abs()
+        scale, distance = F.softplus(spread(self.log_scale, 3, len(latents))) + MIN_SCALE, latents.abs()
         probability = laplace_cdf((0.5 - distance) / scale) - laplace_cdf((-0.5 - distance) / scale)
         return -probability.clamp_min(1e-9).log2().sum(dim=(1, 2, 3))
 

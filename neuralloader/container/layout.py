@@ -55,7 +55,7 @@ DTYPES = {
 }
 
 # The ledger's rows, in the order of the sections in the file; a tensor of any other name belongs to the tables.
-SECTIONS = ("header", "tables", "scales", "weights", "latents", "keyframes")
+SECTIONS = ("header", "tables", "scales", "weights", "encoder", "latents", "keyframes")
 
 
 @dataclass(frozen=True)

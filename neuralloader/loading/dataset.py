@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from neuralloader.loading.decode import FrameDecoder, open_decoder
 from neuralloader.loading.planner import all_windows, window_rows
+from neuralloader.loading.videos import Videos
 from neuralloader.packfile import open_pack
 
 
@@ -76,6 +77,11 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     def samples(self) -> list[tuple[str, int]]:
         names = [self.pack.index.videos[video].name for video in self._windows.video]
         return list(zip(names, self.targets, strict=True))
+
+    @property
+    def videos(self) -> Videos:
+        """The pack's videos one by one, by frame number and by time; on the dataset's device."""
+        return Videos(self.pack, self._ready_decoder())
 
     def __len__(self) -> int:
         return len(self._windows)

@@ -1,5 +1,6 @@
 """From rows of the frame table to uint8 frames on a device: plan, key-frames, network, gather."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from neuralloader.backends import Backend, select_units
 from neuralloader.backends.precision import autocast
+from neuralloader.backends.stacked import decode_with, select_networks
 from neuralloader.loading.cache import KeyframeCache
-from neuralloader.loading.planner import plan_frames
+from neuralloader.loading.planner import DecodeStep, plan_frames, plan_network_steps, plan_steps
 from neuralloader.packfile import JoinedPack, Pack
 from neuralloader.packfile.latents import SYMBOL_OF_CODE_0
 
@@ -25,6 +27,8 @@ class FrameDecoder(Protocol):
     device: torch.device
 
     def decode(self, rows: np.ndarray) -> Tensor: ...
+
+    def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor: ...
 
 
 def open_decoder(
@@ -74,32 +78,88 @@ class Decoder:
             PackError: a key-frame is damaged.
         """
         plan = plan_frames(rows, self._pack.frames, self._units)
-        height, width = self._pack.description.frame_size
-        frames = torch.empty((len(rows), 3, height, width), dtype=torch.uint8, device=self.device)
         frames_per_unit = self._backend.frames_per_unit
-        order = np.argsort(plan.position, kind="stable")
-        position = plan.position[order]
-        for start in range(0, len(plan.units), self._units_per_step):
-            units = plan.units[start : start + self._units_per_step]
-            first = start * frames_per_unit
-            a, b = np.searchsorted(position, [first, first + len(units) * frames_per_unit])
-            decoded = self._decode_units(units)  # (n * T, 3, H, W)
-            target = torch.from_numpy(order[a:b]).to(self.device)
-            source = torch.from_numpy(position[a:b] - first).to(self.device)
-            frames[target] = decoded.index_select(0, source)
+        place, slot = np.divmod(plan.position, frames_per_unit)  # of each request: its unit, and its frame in the unit
+        steps = self._plan_steps(self._units.rows[plan.units, 0])
+        step_of, place_in_step = np.zeros(len(plan.units), np.int64), np.zeros(len(plan.units), np.int64)
+        for number, step in enumerate(steps):
+            step_of[step.places], place_in_step[step.places] = number, np.arange(len(step.places))
+        order = np.argsort(step_of[place], kind="stable")
+        bounds = np.searchsorted(step_of[place][order], np.arange(len(steps) + 1))
+        frames = self._empty(len(rows))
+        for step, a, b in zip(steps, bounds, bounds[1:], strict=False):
+            decoded = self._decode_units(self._units.rows[plan.units[step.places]], step.networks)  # (m, T, 3, H, W)
+            requests = order[a:b]
+            source = place_in_step[place[requests]] * frames_per_unit + slot[requests]
+            frames[self._on_device(requests)] = decoded.flatten(0, 1).index_select(0, self._on_device(source))
         return frames
 
+    def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
+        """Decode times between frames.
+
+        D-NeRV is asked for its flow at these times; CNeRV's and HNeRV's latents are interpolated, as are D-NeRV's,
+        whose key-frames count as zero.
+
+        Args:
+            rows: (n,) rows of the frame table, each with a frame of its video behind it.
+            offsets: (n,) float, 0 to 1: how far each time lies between its frame and the next.
+
+        Returns:
+            (n, 3, H, W) uint8 RGB on the device.
+
+        Raises:
+            ValueError: the network knows no times between frames, with the reason.
+            PackError: a key-frame is damaged.
+        """
+        if self._backend.why_not_interpolated is not None:
+            raise ValueError(f"{self._pack.path}: {self._backend.why_not_interpolated}")
+        order = np.argsort(rows, kind="stable")
+        rows, offsets = rows[order], offsets[order]
+        units = rows if self._backend.frames_per_unit == 1 else self._pack.frames.at(rows).clip
+        slot = rows - self._units.rows[units, 0]
+        frames = self._empty(len(rows))
+        for step in self._plan_steps(rows):
+            decoded = self._decode_units(self._units.rows[units[step.places]], step.networks, offsets[step.places])
+            chosen = decoded[torch.arange(len(decoded)), self._on_device(slot[step.places])]  # (m, 3, H, W)
+            frames[self._on_device(order[step.places])] = chosen
+        return frames
+
+    def _plan_steps(self, rows: np.ndarray) -> list[DecodeStep]:
+        """Steps over units, given the row of a frame of each, ascending."""
+        if self._backend.num_networks is None:
+            return plan_steps(len(rows), self._units_per_step)
+        return plan_network_steps(self._pack.frames.at(rows).video, self._units_per_step)
+
     @torch.inference_mode()  # only here: its tensors cannot be changed in place, and transforms do that
-    def _decode_units(self, unit_rows: np.ndarray) -> Tensor:
-        """(n,) rows of the unit table -> (n * T, 3, H, W) uint8."""
-        rows = self._units.rows[unit_rows]  # (n, T)
-        keys, units = select_units(self._pack.frames, rows)
+    def _decode_units(self, rows: np.ndarray, networks: np.ndarray | None, offsets: np.ndarray | None = None) -> Tensor:
+        """Decode units.
+
+        Args:
+            rows: (m, T) rows of the frame table.
+            networks: as ``DecodeStep`` has them.
+            offsets: (m,) how far the times of each unit lie behind its frames; None is not at all.
+
+        Returns:
+            (m, T, 3, H, W) uint8.
+        """
+        offset = None if offsets is None else offsets[:, None]
+        keys, units = select_units(self._pack.frames, rows, self._pack.description.scope, offset)
         units = units.to(self.device)
         with autocast(self.device):
-            features = self._backend.encode_keyframes(self._keyframes.get(keys)) if len(keys) else ()
-            latents = None if self._latents is None else self._latents.get(rows.reshape(-1))
-            decoded = self._backend.decode(features, units, latents)
-        return to_uint8(decoded.flatten(0, 1))
+            latents = None if self._latents is None else self._latents.get(rows.reshape(-1), offsets)
+            if networks is None:
+                features = self._backend.encode_keyframes(self._keyframes.get(keys)) if len(keys) else ()
+                decoded = self._backend.decode(features, units, latents)
+            else:
+                weights = select_networks(self._backend, self._on_device(networks))
+                decoded = decode_with(self._backend, weights, units, latents)
+        return to_uint8(decoded)
+
+    def _empty(self, num_frames: int) -> Tensor:
+        return torch.empty((num_frames, 3, *self._pack.frame_size), dtype=torch.uint8, device=self.device)
+
+    def _on_device(self, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(indices.astype(np.int64)).to(self.device)
 
 
 class _Latents:
@@ -111,13 +171,29 @@ class _Latents:
         self._grid: tuple[Tensor, Tensor] | None = None
         if stored.grid is not None:
             minimum, scale = (
-                torch.from_numpy(a).to(device).float().view(-1, 1, 1) for a in (stored.grid.minimum, stored.grid.scale)
+                torch.from_numpy(part).to(device).float()[..., None, None]
+                for part in (stored.grid.minimum, stored.grid.scale)
             )
             self._grid = minimum - SYMBOL_OF_CODE_0 * scale, scale
+        self._has_grid_per_video = pack.num_networks is not None
         self._frames = pack.frames
 
-    def get(self, rows: np.ndarray) -> Tensor:
-        """Latents of frames, (n, channels, height, width) float32; zero for key-frames."""
+    def get(self, rows: np.ndarray, offsets: np.ndarray | None = None) -> Tensor:
+        """Latents of frames, or between each frame and the next; key-frames count as zero.
+
+        Args:
+            rows: (n,) rows of the frame table.
+            offsets: (n,) shares of the next frame, 0 to 1; None is none.
+
+        Returns:
+            (n, channels, height, width) float32.
+        """
+        if offsets is None:
+            return self._at(rows)
+        share = torch.from_numpy(offsets.astype(np.float32)).to(self._symbols.device).view(-1, 1, 1, 1)
+        return torch.lerp(self._at(rows), self._at(rows + 1), share)
+
+    def _at(self, rows: np.ndarray) -> Tensor:
         device = self._symbols.device
         latents = torch.zeros((len(rows), *self._symbols.shape[1:]), device=device)
         has_latent = np.flatnonzero(~self._frames.at(rows).is_key)
@@ -125,7 +201,11 @@ class _Latents:
             stored = torch.from_numpy(self._frames.latent_row(rows[has_latent])).to(device)
             values = self._symbols.index_select(0, stored).float()
             if self._grid is not None:
-                values = torch.addcmul(self._grid[0], values, self._grid[1])
+                offset, scale = self._grid
+                if self._has_grid_per_video:
+                    video = torch.from_numpy(self._frames.at(rows[has_latent]).video.astype(np.int64)).to(device)
+                    offset, scale = offset[video], scale[video]
+                values = torch.addcmul(offset, values, scale)
             latents[torch.from_numpy(has_latent).to(device)] = values
         return latents
 
@@ -144,11 +224,19 @@ class JoinedDecoder:
 
     def decode(self, rows: np.ndarray) -> Tensor:
         """As ``Decoder.decode``, over the rows of all packs."""
+        return self._gather(rows, lambda decoder, own, here: decoder.decode(own))
+
+    def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
+        """As ``Decoder.decode_between``, over the rows of all packs."""
+        return self._gather(rows, lambda decoder, own, here: decoder.decode_between(own, offsets[here]))
+
+    def _gather(self, rows: np.ndarray, decode: Callable[[Decoder, np.ndarray, np.ndarray], Tensor]) -> Tensor:
+        """Frames of all packs; ``decode`` is given a decoder, rows of its pack, and where they stand among all rows."""
         frames = torch.empty((len(rows), 3, *self._pack.frame_size), dtype=torch.uint8, device=self.device)
         part = np.searchsorted(self._pack.first_row, rows, side="right") - 1
         for number in np.unique(part).tolist():
             here = np.flatnonzero(part == number)
-            decoded = self._decoder(number).decode(rows[here] - self._pack.first_row[number])
+            decoded = decode(self._decoder(number), rows[here] - self._pack.first_row[number], here)
             frames[torch.from_numpy(here).to(self.device)] = decoded
         return frames
 

@@ -35,6 +35,64 @@ def plan_frames(rows: np.ndarray, frames: FrameTable, units: UnitTable) -> Decod
 
 
 @dataclass(frozen=True)
+class DecodeStep:
+    """Units that go through the network together.
+
+    Attributes:
+        places: (V * n,) int64, which of a plan's units; where V networks decode n units each, a network that has fewer
+            repeats its last.
+        networks: (V,) int64, the network of every n units; None where one network decodes all.
+    """
+
+    places: np.ndarray
+    networks: np.ndarray | None
+
+
+NETWORK_COST = 0.5  # of fetching one more network for a step, in units decoded
+
+
+def plan_steps(num_units: int, units_per_step: int) -> list[DecodeStep]:
+    """The units of a plan in steps, for one network."""
+    return [
+        DecodeStep(np.arange(start, min(start + units_per_step, num_units)), None)
+        for start in range(0, num_units, units_per_step)
+    ]
+
+
+def plan_network_steps(network_of_unit: np.ndarray, units_per_step: int) -> list[DecodeStep]:
+    """The units of a plan in steps, where each belongs to one of many networks.
+
+    The networks of a step decode equally many units, n. It is chosen so that little is decoded twice (a network with
+    fewer units repeats one) and few networks are fetched twice (one with more units comes again).
+
+    Args:
+        network_of_unit: (num_units,) int64, ascending.
+        units_per_step: bound on V * n, but for one network's n.
+    """
+    if not len(network_of_unit):
+        return []
+    networks, first, counts = np.unique(network_of_unit, return_index=True, return_counts=True)
+
+    def cost(n: int) -> float:
+        return float((-(-counts // n)).sum() * (n + NETWORK_COST))
+
+    most = min(int(counts.max()), units_per_step)
+    n = min(range(1, most + 1), key=cost) if most <= 64 else most
+    turns = -(-counts // n)  # how often each network comes
+    of_turn = np.repeat(np.arange(len(networks)), turns)
+    number = np.arange(len(of_turn)) - np.repeat(np.cumsum(turns) - turns, turns)
+    within = np.minimum(number[:, None] * n + np.arange(n), counts[of_turn, None] - 1)  # (turns, n)
+    places = first[of_turn, None] + within
+    networks_per_step = max(1, units_per_step // n)
+    return [
+        DecodeStep(
+            places[start : start + networks_per_step].ravel(), networks[of_turn[start : start + networks_per_step]]
+        )
+        for start in range(0, len(of_turn), networks_per_step)
+    ]
+
+
+@dataclass(frozen=True)
 class ClipWindows:
     """Windows of consecutive frames over every video: what a dataset's items are.
 

@@ -6,13 +6,12 @@ configuration and key-frames; what they must share is what a batch of their fram
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from neuralloader.clips import UNLABELLED, ClipTable, FrameTable, KeyframeTable, VideoInfo, index_frames
+from neuralloader.clips import FrameTable, index_frames, join_tables, relabel
 from neuralloader.container.index import PackIndex
 from neuralloader.packfile.pack import Pack
 
@@ -35,11 +34,15 @@ class JoinedPack:
         for what in ("frame_size", "frame_rate"):
             _check_equal(self.packs, what)
         self.classes = tuple(sorted({name for pack in self.packs for name in pack.classes}))
+        indices = [pack.index for pack in self.packs]
+        clips, keys = join_tables([(i.clips, i.keys) for i in indices], [len(i.videos) for i in indices])
         self.index = PackIndex(
-            videos=tuple(video for pack in self.packs for video in _relabelled(pack, self.classes)),
+            videos=tuple(
+                video for pack in self.packs for video in relabel(pack.index.videos, pack.classes, self.classes)
+            ),
             skipped=tuple(source for pack in self.packs for source in pack.index.skipped),
-            clips=_join_clips(self.packs),
-            keys=_join_keys(self.packs),
+            clips=clips,
+            keys=keys,
         )
         _check_names(self.packs)
 
@@ -78,35 +81,6 @@ def open_pack(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     if isinstance(path, str | os.PathLike):
         return Pack(path)
     return JoinedPack([Pack(part) for part in path])
-
-
-def _relabelled(pack: Pack, classes: tuple[str, ...]) -> list[VideoInfo]:
-    label_of = {name: label for label, name in enumerate(classes)}
-    return [
-        video if video.label == UNLABELLED else replace(video, label=label_of[pack.classes[video.label]])
-        for video in pack.index.videos
-    ]
-
-
-def _join_clips(packs: Sequence[Pack]) -> ClipTable:
-    first_video = _starts([len(pack.index.videos) for pack in packs])
-    first_key = _starts([len(pack.index.keys) for pack in packs])
-    clips = [pack.index.clips for pack in packs]
-    return ClipTable(
-        video=np.concatenate([c.video + first for c, first in zip(clips, first_video, strict=False)]),
-        first_frame=np.concatenate([c.first_frame for c in clips]),
-        num_valid=np.concatenate([c.num_valid for c in clips]),
-        start_key=np.concatenate([c.start_key + first for c, first in zip(clips, first_key, strict=False)]),
-        end_key=np.concatenate([c.end_key + first for c, first in zip(clips, first_key, strict=False)]),
-    )
-
-
-def _join_keys(packs: Sequence[Pack]) -> KeyframeTable:
-    first_video = _starts([len(pack.index.videos) for pack in packs])
-    return KeyframeTable(
-        video=np.concatenate([p.index.keys.video + first for p, first in zip(packs, first_video, strict=False)]),
-        frame=np.concatenate([p.index.keys.frame for p in packs]),
-    )
 
 
 def _starts(lengths: Sequence[int]) -> np.ndarray:

@@ -3,7 +3,8 @@
 latents.offset, .frequencies   probability tables of the entropy coder (``codecs.rans``)
 latents.data, .size, .crc32    a block for each clip that has a frame with a latent: its int8 symbols, frame by frame
 latents.minimum, .scale        float16, a value for each channel, where latents are rounded to an even grid:
-                               value = minimum + scale * (symbol + 128). Without them, value = symbol
+                               value = minimum + scale * (symbol + 128). Without them, value = symbol. Where every video
+                               has a network of its own, it has such a row of its own, too
 
 Every frame that is no key-frame has one latent.
 """
@@ -30,7 +31,7 @@ class LatentGrid:
     """What the symbols of rounded latents stand for: minimum + scale * (symbol + 128).
 
     Attributes:
-        minimum, scale: (channels,) float16.
+        minimum, scale: (channels,) float16, or (num_videos, channels) where every video has a network of its own.
     """
 
     minimum: np.ndarray
@@ -50,23 +51,42 @@ class RoundedLatents:
     grid: LatentGrid | None
 
 
-def round_latents(values: np.ndarray, bits: int | None) -> RoundedLatents:
+def round_latents(
+    values: np.ndarray, bits: int | None, *, per_video: np.ndarray | None = None, grid: LatentGrid | None = None
+) -> RoundedLatents:
     """Round latents to whole numbers, or to an even grid of 2^bits levels for each channel.
 
     Args:
         values: (num_latents, channels, height, width) float32.
         bits: 2 to 8; None is whole numbers, which are clipped to -127 to 127.
+        per_video: (num_videos,) latents of each video, where every video gets a grid of its own.
+        grid: of the latents that these are added to, (channels,); values beyond it are clipped. None makes one.
 
     Raises:
         ValueError: values that are not finite.
     """
+    if not np.isfinite(values).all():
+        raise ValueError("latents must be finite; training went wrong")
     if bits is None:
-        if not np.isfinite(values).all():
-            raise ValueError("latents must be finite; training went wrong")
         return RoundedLatents(np.rint(values).clip(-MAX_SYMBOL, MAX_SYMBOL).astype(np.int8), None)
-    quantized = quantize(values, bits=bits, axis=1)
-    symbols = (quantized.codes.astype(np.int16) + SYMBOL_OF_CODE_0).astype(np.int8)
-    return RoundedLatents(symbols, LatentGrid(quantized.minimum.ravel(), quantized.scale.ravel()))
+    if grid is not None:
+        codes = _codes_on_grid(values, bits, grid)
+    elif per_video is None:
+        quantized = quantize(values, bits=bits, axis=1)
+        codes, grid = quantized.codes, LatentGrid(quantized.minimum.ravel(), quantized.scale.ravel())
+    else:
+        parts = [quantize(part, bits=bits, axis=1) for part in np.split(values, np.cumsum(per_video)[:-1])]
+        codes = np.concatenate([part.codes for part in parts])
+        grid = LatentGrid(
+            np.stack([part.minimum.ravel() for part in parts]), np.stack([part.scale.ravel() for part in parts])
+        )
+    return RoundedLatents((codes.astype(np.int16) + SYMBOL_OF_CODE_0).astype(np.int8), grid)
+
+
+def _codes_on_grid(values: np.ndarray, bits: int, grid: LatentGrid) -> np.ndarray:
+    minimum, scale = (part.astype(np.float32).reshape(-1, 1, 1) for part in (grid.minimum, grid.scale))
+    steps = (values - minimum) / np.where(scale == 0, np.inf, scale)  # a grid without steps has the one code 0
+    return np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.uint8)
 
 
 def latents_to_tensors(latents: RoundedLatents, per_clip: np.ndarray) -> dict[str, Any]:
@@ -93,6 +113,7 @@ class LatentReader:
         shape: (channels, height, width) of a frame's latent.
         per_clip: as ``FrameTable.latents_per_clip`` gives it.
         name_of_clip: puts a row of the clip table in words, for errors.
+        num_networks: one for each video, or None.
 
     Raises:
         PackError: tables that are damaged or do not fit.
@@ -104,6 +125,7 @@ class LatentReader:
         shape: tuple[int, int, int],
         per_clip: np.ndarray,
         name_of_clip: Callable[[int], str],
+        num_networks: int | None = None,
     ):
         self._shape = shape
         self._clip = np.flatnonzero(per_clip)  # of each block
@@ -113,7 +135,7 @@ class LatentReader:
         if len(self._blocks) != len(self._clip):
             raise PackError(f"{len(self._blocks)} blocks of latents are stored, where {len(self._clip)} belong")
         self._tables = LatentTables(reader.tensor("latents.offset"), reader.tensor("latents.frequencies"))
-        self.grid = _read_grid(reader, shape[0])
+        self.grid = _read_grid(reader, shape[:1] if num_networks is None else (num_networks, shape[0]))
 
     def select(self, clips: np.ndarray | None) -> np.ndarray:
         """The blocks of some clips, ascending, or of all."""
@@ -142,13 +164,13 @@ class LatentReader:
             raise
 
 
-def _read_grid(reader: PackReader, num_channels: int) -> LatentGrid | None:
+def _read_grid(reader: PackReader, shape: tuple[int, ...]) -> LatentGrid | None:
     names = ("latents.minimum", "latents.scale")
     present = [name in reader.tensor_names for name in names]
     if not any(present):
         return None
     minimum, scale = (reader.tensor(name) for name in names)
     for name, values in zip(names, (minimum, scale), strict=True):
-        if values.dtype != np.float16 or values.shape != (num_channels,) or not np.isfinite(values).all():
-            raise PackError(f"{name} must be {num_channels} finite float16, not {values.dtype} {values.shape}")
+        if values.dtype != np.float16 or values.shape != shape or not np.isfinite(values).all():
+            raise PackError(f"{name} must be {shape} finite float16, not {values.dtype} {values.shape}")
     return LatentGrid(minimum, scale)

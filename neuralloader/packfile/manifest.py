@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neuralloader.backends import BACKENDS
+from neuralloader.backends import BACKENDS, Scope
 from neuralloader.codecs.keyframes import KeyframeCodec
 from neuralloader.errors import PackError
 
@@ -35,6 +35,7 @@ class PackDescription:
         weight_bits: bits of a weight's code.
         training: how it was trained, as plain JSON values.
         quality: measured on the finished file, as plain JSON values; empty until then.
+        scope: what one network holds: the corpus, or a video each.
     """
 
     backend: str
@@ -50,25 +51,32 @@ class PackDescription:
     weight_bits: int
     training: Mapping[str, Any]
     quality: Mapping[str, Any]
+    scope: Scope = "corpus"
 
 
 def write_description(description: PackDescription) -> dict[str, Any]:
-    """The manifest's fields, as JSON values."""
-    return dataclasses.asdict(description)
+    """The manifest's fields, as JSON values. One network for the corpus goes without saying: old packs say nothing."""
+    fields = dataclasses.asdict(description)
+    if description.scope == "corpus":
+        del fields["scope"]
+    return fields
 
 
 def read_description(manifest: Mapping[str, Any]) -> PackDescription:
     """Check the manifest's part, field by field."""
-    if (scope := manifest.get("scope", "corpus")) != "corpus":
+    scope = manifest.get("scope", "corpus")
+    if scope not in typing.get_args(Scope):
         raise PackError(
-            f"scope {scope!r:.200}: this version reads packs with one network for the whole corpus; install a newer "
-            "neuralloader: pip install -U neuralloader"
+            f"scope {scope!r:.200}: this version reads packs with one network for the corpus, or one for each video; "
+            "install a newer neuralloader: pip install -U neuralloader"
         )
     backend, config = _field(manifest, "backend", str), _field(manifest, "config", str)
     if (backend, config) not in BACKENDS:
         known = ", ".join(f"{b} {c}" for b, c in BACKENDS)
         raise PackError(f"the pack needs the backend {backend!r:.200} ({config:.200}); this version knows {known}")
     frame_size = _pair(manifest, "frame_size", MAX_SIDE)
+    if scope == "video" and BACKENDS[backend, config][1].uses_keyframes:
+        raise PackError(f"scope {scope!r} does not go with the backend {backend}, which has one network for the corpus")
     network = _read_network(BACKENDS[backend, config][0], _field(manifest, "network", dict))
     if network.frame_size != frame_size:
         raise PackError(f"frame_size {frame_size} is not that of the network, {network.frame_size}")
@@ -116,16 +124,22 @@ def read_description(manifest: Mapping[str, Any]) -> PackDescription:
         weight_bits=_number(manifest, "weight_bits", 2, 8),
         training=_field(manifest, "training", dict),
         quality=quality,
+        scope=scope,
     )
 
 
 def _read_network(record: type[Any], values: Mapping[str, Any]) -> Any:
-    """The record of a network from JSON: every field there, of its type, and no number out of bounds."""
+    """The record of a network from JSON: every field that has no default there, of its type, no number out of bounds.
+
+    What a record of today has no field for any more, its ``RETIRED`` names, is passed over.
+    """
     hints = typing.get_type_hints(record)
-    names = sorted(field.name for field in dataclasses.fields(record))
-    if sorted(values) != names:
-        raise PackError(f"the network's record has {sorted(values)!r:.400}, where {names} belong")
-    settings = {name: _setting(name, value, hints[name]) for name, value in values.items()}
+    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(record)}
+    retired = getattr(record, "RETIRED", frozenset())
+    names = set(values) - retired
+    if not names <= set(fields) or any(needed and name not in names for name, needed in fields.items()):
+        raise PackError(f"the network's record has {sorted(values)!r:.400}, where {sorted(fields)} belong")
+    settings = {name: _setting(name, values[name], hints[name]) for name in names}
     try:
         return record(**settings)
     except ValueError as error:

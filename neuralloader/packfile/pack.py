@@ -3,12 +3,13 @@
 manifest      see ``manifest``, and the table of weights
 tables        videos, skipped sources, clips, key-frames (``container.index``)
 weights.*     codes of 8 bits and less; scales.* to go with them (``weights``)
+encoder.*     the same of what encodes new frames, in a pack that videos can be added to
 latents.*     what a frame stores, where its network uses latents (``latents``)
 keyframes.*   image files less what they share, where its network uses key-frames (``codecs.keyframes``)
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 from neuralloader.backends import BACKENDS, Backend
+from neuralloader.backends.base import strip_parameters
+from neuralloader.backends.stacked import stack_networks
 from neuralloader.clips import FrameTable, UnitTable, index_frames, index_units
 from neuralloader.codecs.keyframes import (
     check_codec_available,
@@ -33,10 +36,12 @@ from neuralloader.errors import PackError
 from neuralloader.packfile.latents import LatentReader, RoundedLatents, latents_to_tensors
 from neuralloader.packfile.manifest import PackDescription, read_description, write_description
 from neuralloader.packfile.weights import (
+    Part,
     WeightTable,
     read_codes,
     read_weight_table,
     stored_parameters,
+    weight_tensor_names,
     weights_from_tensors,
     weights_to_tensors,
 )
@@ -63,6 +68,7 @@ def save_pack(
     keyframes: Sequence[bytes],
     latents: RoundedLatents | None,
     *,
+    appendable: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Write a pack.
@@ -71,23 +77,51 @@ def save_pack(
         path: the file to write.
         description: the manifest's part.
         index: videos, clips, key-frames, skipped sources.
-        backend: the trained network; its weights are rounded on the way.
+        backend: the trained network, or with the scope "video" a stack of them, in the order of the videos; its weights
+            are rounded on the way.
         keyframes: complete image files, one for each row of the key-frame table; need not all be in memory.
         latents: of all frames that are no key-frames, or None where the network has none.
+        appendable: keep the encoder, so that videos can be added later.
         overwrite: replace a file that is there.
 
     Returns:
         The file's size in bytes.
     """
-    weight_table, tensors = weights_to_tensors(backend, description.weight_bits)
-    if backend.uses_keyframes:
+    manifest, tensors = weights_to_tensors(backend, description.weight_bits)
+    if appendable:
+        encoder_manifest, encoder_tensors = weights_to_tensors(backend, description.weight_bits, "encoder")
+        manifest |= encoder_manifest
+        tensors |= encoder_tensors
+    return save_with_weights(path, description, index, manifest, tensors, keyframes, latents, overwrite=overwrite)
+
+
+def save_with_weights(
+    path: str | os.PathLike[str],
+    description: PackDescription,
+    index: PackIndex,
+    weight_manifest: Mapping[str, Any],
+    weight_tensors: Mapping[str, np.ndarray],
+    keyframes: Sequence[bytes],
+    latents: RoundedLatents | None,
+    *,
+    overwrite: bool = False,
+) -> int:
+    """Write a pack whose weights are laid out already, as ``weights_to_tensors`` does or another pack has them.
+
+    Args: as ``save_pack``, and the manifest's part and the tensors of weights and encoder.
+
+    Returns:
+        The file's size in bytes.
+    """
+    tensors: dict[str, Any] = dict(weight_tensors)
+    if description.key_interval is not None:
         template, payloads = pack_keyframes(keyframes, description.keyframe_codec)
         tensors |= blob_to_tensors("keyframes", payloads)
         tensors["keyframes.template"] = np.frombuffer(template, np.uint8)
     if latents is not None:
         tensors |= latents_to_tensors(latents, index_frames(index.clips, index.keys).latents_per_clip())
     tensors |= index_to_tensors(index)
-    manifest = write_description(description) | weight_table
+    manifest = write_description(description) | dict(weight_manifest)
     return write_pack(path, manifest, tensors, overwrite=overwrite)
 
 
@@ -145,32 +179,63 @@ class Pack:
         """What the backend decodes together, over the whole pack."""
         return index_units(self.index.clips, backend.frames_per_unit)
 
-    def load_backend(self) -> Backend:
-        """The network with the weights of the pack, on the CPU, ready to decode.
+    @property
+    def num_networks(self) -> int | None:
+        """Networks in the pack, one for each video in order; None where one is for all."""
+        return len(self.index.videos) if self.description.scope == "video" else None
+
+    @property
+    def is_appendable(self) -> bool:
+        """Whether the pack holds its encoder, so that videos can be added."""
+        return "encoder" in self.reader.manifest
+
+    def load_backend(self, *, with_encoder: bool = False) -> Backend:
+        """The network with the weights of the pack, or the stack of all its networks, on the CPU, ready to decode.
+
+        Args:
+            with_encoder: read the encoder's weights too; without them, it cannot encode.
 
         Raises:
-            PackError: weights that are damaged, or that do not fit the network.
+            PackError: weights that are damaged, or that do not fit the network; or no encoder where it is asked for.
         """
         description = self.description
         with _naming(self.path):
-            table, outline = self.weight_table(), self._outline()
-            if {name: tuple(p.shape) for name, p in stored_parameters(outline).items()} != table.shapes:
-                raise PackError(f"its weights do not fit its {description.config} {description.backend}")
+            tables = [self.weight_table("weights")]
+            if with_encoder:
+                if not self.is_appendable:
+                    raise PackError("it holds no encoder; pack with --appendable to add videos later")
+                tables.append(self.weight_table("encoder"))
+            outline = self._outline(with_encoder=with_encoder)
+            for table in tables:
+                if {n: tuple(p.shape) for n, p in stored_parameters(outline, table.part).items()} != table.shapes:
+                    raise PackError(f"its {table.part} do not fit its {description.config} {description.backend}")
             parts = [*outline.parameters(), *outline.buffers()]
             self._check_expansion("network", sum(part.numel() * part.element_size() for part in parts))
-            weights = weights_from_tensors(self.reader.tensor, table)
-        backend = build_backend(description.backend, description.config, description.network)
-        backend.load_state_dict(weights, strict=False)
+            weights = {}
+            for table in tables:
+                weights |= weights_from_tensors(self.reader.tensor, table)
+        backend = self._build(with_encoder=with_encoder)
+        backend.load_state_dict(weights)
         return backend.eval().requires_grad_(False)
 
-    def weight_table(self) -> WeightTable:
+    def weight_table(self, part: Part = "weights") -> WeightTable:
         """The stored parameters with their shapes.
 
         Raises:
             PackError: the manifest has no such table.
         """
         with _naming(self.path):
-            return read_weight_table(self.reader.manifest)
+            return read_weight_table(self.reader.manifest, self.num_networks, part)
+
+    def weight_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The weights and, where it is there, the encoder, as they stand in the file: for ``save_with_weights``.
+
+        Raises:
+            PackError: they are damaged.
+        """
+        parts: list[Part] = ["weights", "encoder"] if self.is_appendable else ["weights"]
+        manifest = {key: self.reader.manifest[key] for key in (*parts, "weight_levels")}
+        return manifest, {name: self.reader.tensor(name) for part in parts for name in weight_tensor_names(part)}
 
     def weight_codes(self) -> np.ndarray:
         """The codes of all weights, (num_parameters,) uint8 or uint16, as they were entropy-coded.
@@ -182,6 +247,17 @@ class Pack:
             table = self.weight_table()
             self._check_expansion("weights", 2 * table.num_codes)
             return read_codes(self.reader.tensor, table)
+
+    def keyframe_files(self, rows: np.ndarray) -> list[bytes]:
+        """Key-frames as complete image files.
+
+        Raises:
+            PackError: a key-frame is damaged; it is named by its video and frame.
+        """
+        if self._keyframes is None:
+            raise PackError(f"{self.path}: its {self.description.backend} stores no key-frames")
+        with _naming(self.path):
+            return [unpack_keyframe(self._template, payload) for payload in self._keyframes.items(rows.tolist())]
 
     def keyframes(self, rows: np.ndarray) -> np.ndarray:
         """Decoded key-frames.
@@ -195,11 +271,8 @@ class Pack:
         Raises:
             PackError: a key-frame is damaged; it is named by its video and frame.
         """
-        if self._keyframes is None:
-            raise PackError(f"{self.path}: its {self.description.backend} stores no key-frames")
+        files = self.keyframe_files(rows)
         with _naming(self.path):
-            payloads = self._keyframes.items(rows.tolist())
-            files = [unpack_keyframe(self._template, payload) for payload in payloads]
             codec, size = self.description.keyframe_codec, self.description.frame_size
             try:
                 return decode_keyframes(files, codec, size)
@@ -232,7 +305,8 @@ class Pack:
         if shape is None:
             raise PackError(f"{self.path}: its {self.description.backend} stores no latents")
         with _naming(self.path):
-            reader = LatentReader(self.reader, shape, self.frames.latents_per_clip(), self._name_block)
+            per_clip = self.frames.latents_per_clip()
+            reader = LatentReader(self.reader, shape, per_clip, self._name_block, self.num_networks)
             blocks = reader.select(clips)
             self._check_expansion("latents", reader.num_bytes(blocks), SMALL_LATENT_BYTES)
             return RoundedLatents(reader.read(blocks), reader.grid)
@@ -272,18 +346,24 @@ class Pack:
                 f"its {what} would take {num_bytes} bytes of memory; a file of {self.size_bytes} bytes may take {limit}"
             )
 
-    def _outline(self) -> Backend:
-        """The network without memory for its weights: a stranger's configuration is not yet to be trusted."""
-        description = self.description
+    def _outline(self, *, with_encoder: bool = False) -> Backend:
+        """The backend without memory for its weights: a stranger's record is not yet to be trusted."""
         try:
             with torch.device("meta"):
-                outline = build_backend(description.backend, description.config, description.network)
+                outline = self._build(with_encoder=with_encoder)
         except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
             raise PackError(f"no network can be built from its configuration: {error}") from error
         for name, parameter in outline.named_parameters():
             if not parameter.numel():
                 raise PackError(f"the parameter {name} has no weights: the network's record is impossible")
         return outline
+
+    def _build(self, *, with_encoder: bool) -> Backend:
+        """The untrained network, or stack, without the parameters that only packing needs."""
+        description = self.description
+        network = build_backend(description.backend, description.config, description.network)
+        strip_parameters(network, keep_encoder=with_encoder)
+        return network if self.num_networks is None else stack_networks(network, self.num_networks)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralloader.backends import Units, select_units
+from neuralloader.backends import Scope, Units, select_units
 from neuralloader.clips import FrameTable, UnitTable
 
 RESIDENT_BYTES = 8 << 30  # a corpus up to this size is kept on the device
@@ -41,6 +41,7 @@ class TrainingSet:
         units: the backend's units.
         device: where batches are made.
         held_out: (num_frames,) bool, frames that training must not see; None is none.
+        scope: what one network holds.
 
     Attributes:
         trained_clips, trained_units: rows of the clips and units with a frame to train on.
@@ -54,8 +55,10 @@ class TrainingSet:
         units: UnitTable,
         device: torch.device,
         held_out: np.ndarray | None = None,
+        scope: Scope = "corpus",
     ):
         self.table, self.units, self.device = table, units, device
+        self.scope: Scope = scope
         self.frame_size: tuple[int, int] = (frames.shape[1], frames.shape[2])
         self._frames: np.ndarray | Tensor = frames
         self._keyframes: np.ndarray | Tensor = keyframes
@@ -66,6 +69,12 @@ class TrainingSet:
         self.trained_units = np.flatnonzero(self._is_trained.any(axis=1))
         clip_of_unit = np.repeat(np.arange(len(units.first_of_clip) - 1), np.diff(units.first_of_clip))
         self.trained_clips = np.unique(clip_of_unit[self.trained_units])
+
+    def units_of_video(self, video: int, *, trained: bool = False) -> np.ndarray:
+        """Rows of a video's units: all, or those with a frame to train on."""
+        first, end = np.searchsorted(self.units.rows[:, 0], self.table.first_row[[video, video + 1]])
+        rows = np.arange(first, end)
+        return rows[self._is_trained[rows].any(axis=1)] if trained else rows
 
     def draw_clips(self, clips: np.ndarray) -> Batch:
         """All units of the given clips that have a frame to train on; other frames count as padding."""
@@ -81,7 +90,7 @@ class TrainingSet:
     def unit_batch(self, unit_rows: np.ndarray) -> Batch:
         """The given units, all of their frames."""
         rows = self.units.rows[unit_rows]  # (N, T)
-        keys, units = select_units(self.table, rows)
+        keys, units = select_units(self.table, rows, self.scope)
         return Batch(
             frames=self._take(self._frames, rows.reshape(-1)).unflatten(0, rows.shape),
             keyframes=self._take(self._keyframes, keys),

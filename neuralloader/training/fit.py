@@ -1,17 +1,19 @@
 """The training loop: the same for every backend; only the recipe and the unit differ."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuralloader.backends import Backend
 from neuralloader.backends.precision import autocast
+from neuralloader.training.augment import Change, augment
 from neuralloader.training.dataset import Batch, TrainingSet
+from neuralloader.training.gradients import clip_gradients
 from neuralloader.training.losses import LOSSES, psnr_db, squared_error
 from neuralloader.training.optimizer import MatrixOptimizer
 from neuralloader.training.recipes import Recipe
@@ -71,6 +73,8 @@ def fit(
     seed: int,
     weight_bits: int,
     on_progress: Callable[[Progress], None],
+    videos: np.ndarray | None = None,
+    changes: Sequence[Change] = (),
 ) -> int:
     """Train a backend in place.
 
@@ -78,10 +82,12 @@ def fit(
         backend: on the data's device.
         data: the corpus.
         recipe: how to train.
-        duration: how long.
+        duration: how long. Where every video has a network of its own, an epoch is one over the longest of them.
         seed: of the order of clips or frames and the rounding noise.
         weight_bits: bits the weights will be stored with.
         on_progress: called after every step.
+        videos: (V,) rows of the videos whose networks the backend is a stack of; None where it is one network.
+        changes: to each batch before it is trained on (``augment``).
 
     Returns:
         The number of steps done.
@@ -90,37 +96,33 @@ def fit(
         TrainingDiverged: the loss was not finite for many steps in a row.
     """
     torch.manual_seed(seed)
-    order = np.random.default_rng(seed)
-    by_frame = recipe.frames_per_step is not None and backend.frames_per_unit == 1
-    items, draw = (data.trained_units, data.draw_units) if by_frame else (data.trained_clips, data.draw_clips)
-    wanted = recipe.frames_per_step if by_frame else recipe.clips_per_step
-    items_per_step = max(1, min(wanted or 1, len(items) // STEPS_PER_EPOCH))
-    clock = _Clock(duration, steps_per_epoch=-(-len(items) // items_per_step))
-    optimizer = MatrixOptimizer(backend.parameters(), recipe)
+    sampler = _sampler(backend, data, recipe, np.random.default_rng(seed), videos)
+    clock = _Clock(duration, sampler.steps_per_epoch)
+    optimizer = MatrixOptimizer(backend.parameters(), recipe, is_stack=videos is not None)
     backend.train()
-    running_psnr, bad_steps = _RunningMean(), 0
-    for drawn in _shuffled(items, items_per_step, order):
+    running_psnr, bad_steps = _RunningMean(), np.zeros(backend.num_networks or 1, np.int64)
+    for batch in sampler:
         done = clock.done()
         if done >= 1:
             break
-        batch = draw(drawn)
         rounded = done >= 1 - recipe.rounding_share
         with rounded_weights(backend, weight_bits) if rounded else nullcontext():
-            loss, frame_psnr = _loss(backend, batch, recipe)
+            loss, frame_psnr = _loss(backend, augment(batch, changes), recipe)
             backend.zero_grad()
             loss.backward()
-        norm = nn.utils.clip_grad_norm_(backend.parameters(), recipe.max_gradient_norm or float("inf"))
-        bad_steps = 0 if torch.isfinite(norm) else bad_steps + 1
-        if bad_steps == 0:
+        is_finite = clip_gradients(backend, recipe.max_gradient_norm).numpy(force=True)
+        bad_steps = np.where(is_finite, 0, bad_steps + 1)
+        if is_finite.any():
             optimizer.step(done)
+        if is_finite.all():
             running_psnr.add(frame_psnr)
-        elif bad_steps == MAX_BAD_STEPS:
+        if bad_steps.max() == MAX_BAD_STEPS:
             raise TrainingDiverged(
-                f"training diverged after {clock.steps} steps: {bad_steps} losses in a row were not finite"
+                f"training diverged after {clock.steps} steps: {MAX_BAD_STEPS} losses in a row were not finite"
             )
         clock.steps += 1
         on_progress(Progress(clock.done(), clock.steps, running_psnr.value, clock.seconds_left()))
-    if 0 < bad_steps == clock.steps:
+    if 0 < bad_steps.max() == clock.steps:
         raise TrainingDiverged(f"training diverged: none of its {clock.steps} losses was finite")
     backend.eval()
     return clock.steps
@@ -145,31 +147,84 @@ def _loss(backend: Backend, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tenso
     if latents is not None and backend.latent_bits is None:
         bits = backend.estimate_bits(latents) * batch.has_latent
         loss = loss + recipe.rate_weight * bits.mean() / (height * width)
-    return loss, psnr_db(mse.detach()).mean()
+    # of a stack, the sum over its networks: each is trained as if it were alone
+    return loss * (backend.num_networks or 1), psnr_db(mse.detach()).mean()
 
 
 @torch.no_grad()
-def encode_latents(backend: Backend, data: TrainingSet, *, units_per_batch: int) -> np.ndarray:
+def encode_latents(
+    backend: Backend, data: TrainingSet, *, units_per_batch: int, unit_rows: np.ndarray | None = None
+) -> np.ndarray:
     """Latents of every frame that is no key-frame, in frame order, before they are rounded.
+
+    Args:
+        backend: one network.
+        data: the corpus.
+        units_per_batch: bounds the memory.
+        unit_rows: the units to encode, ascending; None is all.
 
     Returns:
         (num_latents, channels, height, width) float32.
     """
-    parts = []
-    for start in range(0, len(data.units), units_per_batch):
-        batch = data.unit_batch(np.arange(start, min(start + units_per_batch, len(data.units))))
+    assert backend.latent_shape is not None, "it stores no latents"
+    parts = [np.empty((0, *backend.latent_shape), np.float32)]
+    rows = np.arange(len(data.units)) if unit_rows is None else unit_rows
+    for start in range(0, len(rows), units_per_batch):
+        batch = data.unit_batch(rows[start : start + units_per_batch])
         with autocast(data.device):
             latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
         parts.append(latents.float()[batch.valid & batch.has_latent].cpu().numpy())
     return np.concatenate(parts)
 
 
-def _shuffled(items: np.ndarray, items_per_step: int, order: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless batches: every epoch all items once, in a new order, the last batch of an epoch possibly smaller."""
-    while True:
-        shuffled = order.permutation(items)
-        for start in range(0, len(items), items_per_step):
-            yield np.sort(shuffled[start : start + items_per_step])
+class _Sampler:
+    """Endless batches of one network: every epoch all items once, in a new order, the last batch possibly smaller."""
+
+    def __init__(
+        self, items: np.ndarray, items_per_step: int, draw: Callable[[np.ndarray], Batch], order: np.random.Generator
+    ):
+        self._items, self._items_per_step, self._draw, self._order = items, items_per_step, draw, order
+        self.steps_per_epoch = -(-len(items) // items_per_step)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            shuffled = self._order.permutation(self._items)
+            for start in range(0, len(shuffled), self._items_per_step):
+                yield self._draw(np.sort(shuffled[start : start + self._items_per_step]))
+
+
+class _StackSampler:
+    """Endless batches of a stack: as many units of each video, which goes through its units again and again.
+
+    A video with fewer units than a step takes sees some of them twice in it.
+    """
+
+    def __init__(self, videos: np.ndarray, units_per_video: int, data: TrainingSet, order: np.random.Generator):
+        self._units = [data.units_of_video(int(video), trained=True) for video in videos]
+        self._units_per_video, self._data, self._order = units_per_video, data, order
+        self.steps_per_epoch = -(-max(map(len, self._units)) // units_per_video)
+
+    def __iter__(self) -> Iterator[Batch]:
+        queues = [np.empty(0, np.int64) for _ in self._units]
+        while True:
+            drawn = []
+            for video, units in enumerate(self._units):
+                while len(queues[video]) < self._units_per_video:
+                    queues[video] = np.concatenate([queues[video], self._order.permutation(units)])
+                drawn.append(queues[video][: self._units_per_video])
+                queues[video] = queues[video][self._units_per_video :]
+            yield self._data.draw_units(np.concatenate(drawn))
+
+
+def _sampler(
+    backend: Backend, data: TrainingSet, recipe: Recipe, order: np.random.Generator, videos: np.ndarray | None
+) -> _Sampler | _StackSampler:
+    if videos is not None:
+        return _StackSampler(videos, recipe.frames_per_network, data, order)
+    by_frame = recipe.frames_per_step is not None and backend.frames_per_unit == 1
+    items, draw = (data.trained_units, data.draw_units) if by_frame else (data.trained_clips, data.draw_clips)
+    wanted = recipe.frames_per_step if by_frame else recipe.clips_per_step
+    return _Sampler(items, max(1, min(wanted or 1, len(items) // STEPS_PER_EPOCH)), draw, order)
 
 
 class _Clock:

@@ -5,24 +5,26 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from neuralloader.backends import Backend, network_of
+from neuralloader.backends import BACKENDS, Backend, Scope, network_of
 from neuralloader.clips import index_corpus, index_frames, index_units
 from neuralloader.codecs.keyframes import KeyframeCodec, check_codec_available
 from neuralloader.container.index import PackIndex, index_to_tensors
 from neuralloader.container.writer import check_writable
 from neuralloader.corpus.cache import Ingested, ingest
 from neuralloader.corpus.find import find_videos
-from neuralloader.packfile import PackDescription, build_backend, round_latents, save_pack
+from neuralloader.packfile import PackDescription, RoundedLatents, build_backend, round_latents, save_pack
 from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.fit import Duration, Progress, encode_latents, fit
 from neuralloader.training.keyframes import encode_to_files
 from neuralloader.training.memory import keep_freed_memory
 from neuralloader.training.recipes import KEY_INTERVALS, RECIPES
+from neuralloader.training.rounding import round_in_place
+from neuralloader.training.videos import fit_videos
 
 FRAMES_PER_CLIP = 8  # the paper's; its networks have it in their weights
 WEIGHT_BITS = 8
@@ -50,6 +52,9 @@ class PackSettings:
         on_error: "raise" names all bad files and packs nothing, "skip" packs the others.
         keyframe_codec: image format of key-frames.
         keyframe_quality: 1 to 100, on the codec's own scale; None is the configuration's.
+        scope: one network for the corpus, or one for each video, as NeRV and HNeRV are published (not D-NeRV).
+        appendable: keep the encoder in the pack, so that ``neuralloader.append`` can add videos without training. The
+            network is then trained on changed frames too (``Recipe.changes``), to know what to do with new ones.
         hold_out: keep every so-many-th frame of a video (n-1, 2n-1, ...) from training, to see how well a network does
             on frames it was not trained on; None keeps none. Key-frames and latents are stored all the same.
         overwrite: replace a pack that is there.
@@ -66,6 +71,8 @@ class PackSettings:
     on_error: Literal["raise", "skip"] = "raise"
     keyframe_codec: KeyframeCodec = "avif"
     keyframe_quality: int | None = None
+    scope: Scope = "corpus"
+    appendable: bool = False
     hold_out: int | None = None
     overwrite: bool = False
 
@@ -80,6 +87,21 @@ class PackSettings:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed={self.seed} must be 0 to {MAX_SEED}")
         network_of(self.backend, self.config, self.width, self.size)  # refuses a size that the network cannot make
+        kind = BACKENDS[self.backend, self.config][1]
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"scope={self.scope!r} must be one of {', '.join(get_args(Scope))}")
+        if self.scope == "video" and kind.uses_keyframes:
+            raise ValueError(
+                f"backend {self.backend!r} shares one network between all videos; scope='video' goes with nerv, cnerv "
+                "and hnerv"
+            )
+        if self.appendable and kind.why_not_appendable:
+            raise ValueError(f"appendable={self.appendable}: {kind.why_not_appendable}")
+        if self.appendable and self.scope == "video":
+            raise ValueError(
+                "appendable=True: the network of one video cannot encode another; pack new videos by themselves, and "
+                "open several packs as one"
+            )
 
 
 @dataclass(frozen=True)
@@ -154,19 +176,13 @@ def _pack_frames(
         lambda done: report("encode key-frames", done / len(keys), f"{done} of {len(keys)}"),
     )
 
-    torch.manual_seed(settings.seed)
     network = network_of(settings.backend, settings.config, settings.width, settings.size)
-    backend = build_backend(settings.backend, settings.config, network).to(device)
-    units = index_units(clips, backend.frames_per_unit)
+    with torch.device("meta"):
+        outline = build_backend(settings.backend, settings.config, network)
+    units = index_units(clips, outline.frames_per_unit)
     held_out = None if settings.hold_out is None else table.all.frame % settings.hold_out == settings.hold_out - 1
-    data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device, held_out)
-    steps = _train(backend, data, settings, report)
-
-    latents = None
-    if backend.latent_shape is not None:
-        report("encode latents", 0, "")
-        latents = round_latents(encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH), backend.latent_bits)
-        report("encode latents", 1, "")
+    data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device, held_out, settings.scope)
+    backend, latents, steps = _train(network, data, settings, report)
 
     description = PackDescription(
         backend=settings.backend,
@@ -189,28 +205,71 @@ def _pack_frames(
             "steps": steps,
         },
         quality={},
+        scope=settings.scope,
     )
     trial = folder / "trial.nvpack"  # the manifest says what a reader gets
-    save_pack(trial, description, index, backend, keyframes, latents)
+    save_pack(trial, description, index, backend, keyframes, latents, appendable=settings.appendable)
     measured = measure(trial, corpus.frames, device, lambda done: report("measure", done, ""))
     description = replace(description, quality=measured)
-    size_bytes = save_pack(output, description, index, backend, keyframes, latents, overwrite=settings.overwrite)
+    size_bytes = save_pack(
+        output,
+        description,
+        index,
+        backend,
+        keyframes,
+        latents,
+        appendable=settings.appendable,
+        overwrite=settings.overwrite,
+    )
     return PackResult(output, size_bytes, measured["psnr_db"], steps)
 
 
-def _train(backend: Backend, data: TrainingSet, settings: PackSettings, report: Report) -> int:
+def _train(
+    network: Any, data: TrainingSet, settings: PackSettings, report: Report
+) -> tuple[Backend, RoundedLatents | None, int]:
+    """The trained network, or the stack of all videos' networks; the latents it made; and the steps done."""
+
     def show(progress: Progress) -> None:
         left = (
             f"{progress.seconds_left:.0f} s" if progress.seconds_left < 600 else f"{progress.seconds_left / 60:.0f} min"
         )
         report("train", progress.done, f"{progress.psnr_db:.2f} dB, step {progress.step}, {left} left")
 
-    return fit(
+    def make_network() -> Backend:
+        return build_backend(settings.backend, settings.config, network)
+
+    recipe = RECIPES[settings.backend, settings.config]
+    torch.manual_seed(settings.seed)
+    if settings.scope == "video":
+        trained = fit_videos(
+            make_network,
+            data,
+            recipe,
+            settings.duration,
+            seed=settings.seed,
+            weight_bits=WEIGHT_BITS,
+            on_progress=show,
+        )
+        if trained.latents is None:
+            return trained.stack, None, trained.steps
+        rounded = round_latents(trained.latents, trained.stack.latent_bits, per_video=trained.per_video)
+        return trained.stack, rounded, trained.steps
+    backend = make_network().to(data.device)
+    steps = fit(
         backend,
         data,
-        RECIPES[settings.backend, settings.config],
+        recipe,
         settings.duration,
         seed=settings.seed,
         weight_bits=WEIGHT_BITS,
         on_progress=show,
+        changes=recipe.changes if settings.appendable else (),
     )
+    if backend.latent_shape is None:
+        return backend, None, steps
+    if settings.appendable:
+        round_in_place(backend, WEIGHT_BITS, "encoder")  # what the pack holds encodes these frames as it will others
+    report("encode latents", 0, "")
+    latents = round_latents(encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH), backend.latent_bits)
+    report("encode latents", 1, "")
+    return backend, latents, steps

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from neuralloader.training.augment import Change
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -17,6 +19,8 @@ class Recipe:
         warmup_start: factor on the learning rate at the first step.
         clips_per_step: clips in a training step, all their units.
         frames_per_step: frames in a step instead, each drawn alone; for networks whose unit is one frame.
+        frames_per_network: the same for each network, where every video has one of its own.
+        changes: to the batches of a network that is to encode videos it was not trained on.
         betas: of AdamW.
         max_gradient_norm: gradients are clipped to this norm; None leaves them.
         rate_weight: price of the latents, in units of the loss for one bit per pixel.
@@ -35,6 +39,8 @@ class Recipe:
     rounding_share: float
     keyframe_quality: int
     frames_per_step: int | None = None
+    frames_per_network: int = 4
+    changes: tuple[Change, ...] = ("mirror", "shift")
     betas: tuple[float, float] = (0.9, 0.999)
 
     def rate_factor(self, progress: float) -> float:
@@ -55,9 +61,12 @@ FAST = Recipe(
     rate_weight=7.0,
     rounding_share=0.25,
     keyframe_quality=50,
+    changes=("mirror", "reverse"),
 )
 
-FAST_FRAMES = replace(FAST, frames_per_step=16)  # without key-frames, the frames of a clip have nothing in common
+FAST_FRAMES = replace(
+    FAST, frames_per_step=16, changes=("mirror", "shift")
+)  # without key-frames, the frames of a clip have nothing in common
 
 # D-NeRV's code for UCF101; its 32 clips a step are kept where the corpus has them to spare (see ``fit``)
 PAPER = Recipe(
@@ -73,9 +82,9 @@ PAPER = Recipe(
     keyframe_quality=30,
 )
 # NeRV, section 4.1, and for what CNeRV does not tell
-PAPER_NERV = replace(PAPER, loss="l1_ssim", betas=(0.5, 0.999), frames_per_step=1)
+PAPER_NERV = replace(PAPER, loss="l1_ssim", betas=(0.5, 0.999), frames_per_step=1, frames_per_network=1)
 # HNeRV, section 4.1; the warm-up is the code's
-PAPER_HNERV = replace(PAPER, loss="l2", learning_rate=1e-3, warmup=0.1, frames_per_step=2)
+PAPER_HNERV = replace(PAPER, loss="l2", learning_rate=1e-3, warmup=0.1, frames_per_step=2, frames_per_network=2)
 
 RECIPES = {
     ("dnerv", "fast"): FAST,

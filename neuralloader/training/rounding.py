@@ -7,13 +7,13 @@ import torch
 
 from neuralloader.backends import Backend
 from neuralloader.codecs.quantize import dequantize
-from neuralloader.packfile import quantize_parameter, stored_parameters
+from neuralloader.packfile import Part, quantize_parameter, stored_parameters
 
 
 @torch.no_grad()
-def round_in_place(backend: Backend, bits: int) -> None:
+def round_in_place(backend: Backend, bits: int, part: Part = "weights") -> None:
     """Replace every stored parameter by the value that a reader of the pack will get."""
-    for name, parameter in stored_parameters(backend).items():
+    for name, parameter in stored_parameters(backend, part).items():
         rounded = dequantize(quantize_parameter(backend, name, parameter, bits))
         parameter.copy_(torch.from_numpy(rounded))
 

@@ -24,7 +24,7 @@ def test_units_have_a_length_and_move_together() -> None:
     units = Units(torch.zeros(3, 2, dtype=torch.int64), *torch.zeros(3, 3, 8))
     assert len(units) == 3
     moved = units.to(torch.device("meta"))
-    assert {t.device.type for t in (moved.keys, moved.phase, moved.time, moved.corpus_time)} == {"meta"}
+    assert {t.device.type for t in (moved.keys, moved.phase, moved.time, moved.network_time)} == {"meta"}
     assert moved.keys.dtype == torch.int64
 
 

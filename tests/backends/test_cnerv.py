@@ -1,7 +1,5 @@
 """The paper's CNeRV: its published sizes, its transform against plain loops, its decoder step by step."""
 
-import itertools
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuralloader.backends.base import Units
-from neuralloader.backends.cnerv import CNeRV, CNeRVConfig, CosineTransform, published_waves
+from neuralloader.backends.cnerv import CNeRV, CNeRVConfig
+from neuralloader.backends.cosine import CosineTransform, published_waves
 
 SIZE, PAPER_SIZE = (32, 48), (480, 960)
 NO_KEYFRAMES = torch.zeros(0, 3, *SIZE, dtype=torch.uint8)
@@ -130,27 +129,6 @@ def test_presets_grow() -> None:
 
 
 # --- the latent -----------------------------------------------------------------------------------------------------
-
-
-def test_transform_against_plain_loops() -> None:
-    images = torch.rand(2, 3, 8, 18, generator=torch.Generator().manual_seed(0))
-    with torch.autocast("cpu", torch.bfloat16):  # which must not reach it
-        found = CosineTransform(published_waves(4, 3, 1.15), published_waves(6, 3, 1.15))(images)
-    assert found.shape == (2, 27, 2, 3)
-    assert found.dtype == torch.float32
-    for m, c, p, q, row, column in itertools.product(*(range(n) for n in (2, 3, 3, 3, 2, 3))):
-        total = 0.0
-        for y in range(4):
-            for x in range(6):
-                wave = math.cos(1.15**p * math.pi * (y + 0.5) / 4) * math.cos(1.15**q * math.pi * (x + 0.5) / 6)
-                total += wave * float(images[m, c, 4 * row + y, 6 * column + x])
-        assert float(found[m, 9 * c + 3 * p + q, row, column]) == pytest.approx(total / 24, abs=1e-6)
-
-
-def test_transform_is_fixed_and_not_saved() -> None:
-    transform = CosineTransform(published_waves(4, 3, 1.15), published_waves(6, 3, 1.15))
-    assert not list(transform.parameters())
-    assert not transform.state_dict()
 
 
 @pytest.fixture

@@ -1,15 +1,11 @@
 """The fast CNeRV: an orthonormal cosine transform, latents of whole numbers, and a frame that is its latent alone."""
 
-import itertools
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
 from neuralloader.backends import PRESETS, FastCNeRV, FastCNeRVConfig, Units, network_of
-from neuralloader.backends.cnerv import CosineTransform
-from neuralloader.backends.cnerv_fast import dct_waves
+from neuralloader.backends.cosine import dct_waves
 
 SIZE = (48, 64)
 NO_KEYFRAMES = torch.zeros(0, 3, *SIZE, dtype=torch.uint8)
@@ -25,7 +21,7 @@ def network() -> FastCNeRV:
     torch.manual_seed(5)
     network = FastCNeRV(network_of("cnerv", "fast", 8, SIZE))
     with torch.no_grad():
-        network.log_gain.normal_(0, 0.3)
+        network.encoder.log_gain.normal_(0, 0.3)
         for parameter in network.trunk.parameters():
             parameter.mul_(2)  # a flat picture would prove nothing
     return network
@@ -71,45 +67,6 @@ def test_a_number_of_waves_out_of_range(num_waves: int) -> None:
         FastCNeRVConfig(SIZE, 8, num_waves=num_waves)
 
 
-# --- the transform --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("side", "num_waves"), [(16, 16), (16, 10), (8, 8), (5, 3), (16, 1)])
-def test_waves_are_orthonormal(side: int, num_waves: int) -> None:
-    waves = dct_waves(side, num_waves)
-    assert waves.shape == (side, num_waves)
-    assert waves.dtype == torch.float32
-    torch.testing.assert_close(waves.T @ waves, torch.eye(num_waves), atol=1e-6, rtol=0)
-    assert torch.equal(waves, dct_waves(side, side)[:, :num_waves]), "the lowest of all"
-
-
-def test_waves_are_those_of_the_dct() -> None:
-    waves = dct_waves(16, 16)
-    for x, k in itertools.product(range(16), range(16)):
-        expected = math.sqrt((1 if k == 0 else 2) / 16) * math.cos(math.pi * (2 * x + 1) * k / 32)
-        assert float(waves[x, k]) == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_constant_block_has_one_coefficient() -> None:
-    waves = dct_waves(16, 10)
-    found = CosineTransform(waves, waves)(torch.tensor([0.25, -1.0, 3.0]).view(1, 3, 1, 1).expand(2, 3, 32, 16))
-    assert found.shape == (2, 300, 2, 1)
-    coefficients = found.view(2, 3, 100, 2)
-    expected = torch.tensor([0.25, -1.0, 3.0]).view(1, 3, 1).expand(2, 3, 2) * 16
-    torch.testing.assert_close(coefficients[:, :, 0], expected)
-    assert coefficients[:, :, 1:].abs().max() < 1e-5
-
-
-def test_all_waves_keep_everything() -> None:
-    """Energy, and the picture itself: the transform is inverted by its own waves."""
-    waves = dct_waves(16, 16)
-    images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    found = CosineTransform(waves, waves)(images)
-    torch.testing.assert_close(found.square().sum(), images.square().sum())
-    blocks = torch.einsum("yp,xq,ncpqij->nciyjx", waves, waves, found.unflatten(1, (3, 16, 16)))
-    torch.testing.assert_close(blocks.reshape(2, 3, 32, 48), images, atol=1e-5, rtol=0)
-
-
 # --- the latent -----------------------------------------------------------------------------------------------------
 
 
@@ -122,9 +79,9 @@ def test_a_latent_is_a_convolution_of_the_transform(network: FastCNeRV, frames: 
     waves = dct_waves(16, 10)
     blocks = images.unflatten(3, (4, 16)).unflatten(2, (3, 16))  # (4, 3, rows, y, columns, x)
     coefficients = torch.einsum("ncrysx,yp,xq->ncpqrs", blocks, waves, waves).flatten(1, 3)
-    expected = torch.einsum("oi,nirs->nors", network.encoder.weight[:, :, 0, 0], coefficients)
-    assert network.encoder.bias is not None
-    expected = (expected + network.encoder.bias.view(-1, 1, 1)) * network.log_gain.exp()
+    expected = torch.einsum("oi,nirs->nors", network.encoder.conv.weight[:, :, 0, 0], coefficients)
+    assert network.encoder.conv.bias is not None
+    expected = (expected + network.encoder.conv.bias.view(-1, 1, 1)) * network.encoder.log_gain.exp()
     torch.testing.assert_close(latents, expected, atol=1e-4, rtol=0)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(network.encode_latents(frames, NO_KEYFRAMES, _units(4)), latents)
@@ -171,7 +128,7 @@ def test_what_decoding_uses_is_what_is_stored(network: FastCNeRV) -> None:
     used = [name for name, p in network.named_parameters() if p.grad is not None]
     assert used == [name for name, _ in network.named_parameters() if network.is_stored(name)]
     left_out = {name for name, _ in network.named_parameters() if not network.is_stored(name)}
-    assert left_out == {"log_gain", "encoder.weight", "encoder.bias", "rate.log_scale"}
+    assert left_out == {"encoder.log_gain", "encoder.conv.weight", "encoder.conv.bias", "rate.log_scale"}
     assert all(name.startswith("trunk.") for name in network.state_dict() if network.is_stored(name)), "no waves"
 
 

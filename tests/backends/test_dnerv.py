@@ -122,7 +122,7 @@ def _fourteen_frames() -> Units:
         keys=torch.tensor([[0, 1], [1, 2]]),
         phase=(k - s) / (e - s),
         time=(k - 1) / 13,
-        corpus_time=(k - 1) / 20,
+        network_time=(k - 1) / 20,
     )
 
 
@@ -215,7 +215,7 @@ def test_two_clips_at_once_are_two_clips_alone(network: DNeRV, keyframes: Tensor
     units, features = _fourteen_frames(), network.encode_keyframes(keyframes)
     together = network.decode(features, units, None)
     for i in (0, 1):
-        alone = Units(*(values[i : i + 1] for values in (units.keys, units.phase, units.time, units.corpus_time)))
+        alone = Units(*(values[i : i + 1] for values in (units.keys, units.phase, units.time, units.network_time)))
         torch.testing.assert_close(network.decode(features, alone, None), together[i : i + 1], atol=1e-4, rtol=0)
 
 

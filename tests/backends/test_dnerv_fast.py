@@ -41,7 +41,7 @@ def _latents(network: FastDNeRV, num_frames: int) -> Tensor:
 
 
 def _slice(units: Units, rows: slice) -> Units:
-    return Units(units.keys[rows], units.phase[rows], units.time[rows], units.corpus_time[rows])
+    return Units(units.keys[rows], units.phase[rows], units.time[rows], units.network_time[rows])
 
 
 def test_a_unit_is_a_frame(network: FastDNeRV, keyframes: Tensor, units: Units) -> None:
@@ -63,7 +63,7 @@ def test_frames_together_are_frames_alone(network: FastDNeRV, keyframes: Tensor,
         alone = network.decode(features, _slice(units, rows), latents[rows])
         torch.testing.assert_close(alone, together[rows], atol=1e-4, rtol=0)
         own = network.encode_keyframes(keyframes[units.keys[i]])  # with no key-frame but its own
-        renumbered = Units(torch.tensor([[0, 1]]), units.phase[rows], units.time[rows], units.corpus_time[rows])
+        renumbered = Units(torch.tensor([[0, 1]]), units.phase[rows], units.time[rows], units.network_time[rows])
         torch.testing.assert_close(network.decode(own, renumbered, latents[rows]), together[rows], atol=1e-4, rtol=0)
 
 
@@ -123,7 +123,7 @@ def test_a_latent_sees_its_own_frame_and_key_frames_only(network: FastDNeRV, key
     together = network.encode_latents(frames, keyframes, units)
     for i in range(5):
         renumbered = Units(
-            torch.tensor([[0, 1]]), *(values[i : i + 1] for values in (units.phase, units.time, units.corpus_time))
+            torch.tensor([[0, 1]]), *(values[i : i + 1] for values in (units.phase, units.time, units.network_time))
         )
         alone = network.encode_latents(frames[i : i + 1], keyframes[units.keys[i]], renumbered)
         torch.testing.assert_close(alone, together[i : i + 1], atol=1e-4, rtol=1e-4)

@@ -162,7 +162,7 @@ def test_a_frame_is_its_time_alone(network: NeRV) -> None:
     for i, t in enumerate(times):
         torch.testing.assert_close(network.decode((), _times([t]), None), together[i : i + 1], atol=1e-4, rtol=0)
     units = _times(times)
-    others = Units(units.keys + 5, units.phase + 0.5, units.time + 0.5, units.corpus_time)
+    others = Units(units.keys + 5, units.phase + 0.5, units.time + 0.5, units.network_time)
     assert torch.equal(network.decode((), others, None), together)
 
 

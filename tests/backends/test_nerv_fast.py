@@ -123,7 +123,7 @@ def test_neighbours_in_a_corpus_of_a_million_frames_differ(network: FastNeRV) ->
     assert len(table) == 1_001_000
     rows = np.array([0, 1, 500_500, 500_501, 1_000_998, 1_000_999])
     _, units = select_units(table, rows[:, None])
-    np.testing.assert_array_equal(units.corpus_time[:, 0], rows / len(table))
+    np.testing.assert_array_equal(units.network_time[:, 0], rows / len(table))
     seen: list[Tensor] = []
     with network.stem.register_forward_pre_hook(lambda stem, args: seen.append(args[0])):
         frames = network.decode((), units, None)

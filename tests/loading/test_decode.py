@@ -145,7 +145,7 @@ def test_a_padded_clip_is_decoded_with_its_padding(paper_pack: tiny.TinyPack) ->
         keys=torch.tensor([[0, 1], [1, 2]]),
         phase=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 5, 5]]) / torch.tensor([[8], [5]]),
         time=frame / 13,
-        corpus_time=frame / 20,
+        network_time=frame / 20,
     )
     torch.testing.assert_close(units.phase[1], torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1]))
     with autocast(CPU):

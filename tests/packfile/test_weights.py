@@ -158,4 +158,4 @@ def test_counts_of_a_table() -> None:
     )
     assert table.num_codes == 6 + 6 + 4 + 1
     assert table.num_scales == 3 + 2 + 1 + 1
-    assert [weight.scale_shape for weight in table.weights.values()] == [(1, 3), (2, 1), (), ()]
+    assert [weight.num_scales for weight in table.weights.values()] == [3, 2, 1, 1]

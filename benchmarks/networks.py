@@ -1,0 +1,185 @@
+"""A batch that touches many networks: how fast are they decoded together, and by which kind of convolution?
+
+    python benchmarks/networks.py [--sizes 32x48 64x80 128x160] [--clips 32] [--frames 1 8] [--width 8] [--device cpu]
+
+For each backend with a network a video, each frame size and each number of frames a clip: clips from as many networks,
+decoded one network after the other by plain modules ("loop"), and together by
+
+    grouped      one grouped convolution, as ``backends.stacked`` does it
+    columns      every patch a row of a matrix, and one batched product
+    vmap         ``torch.func.vmap`` over a plain network
+
+all from the same weights, to the same frames (checked), taking turns; the median over rounds. The last column is the
+product's own decoder, which splits the batch into steps. Networks are untrained: speed does not depend on it. Prints
+Markdown.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from contextlib import nullcontext
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuralloader.backends import BACKENDS, Backend, Units, network_of
+from neuralloader.backends.base import strip_parameters
+from neuralloader.backends.precision import autocast
+from neuralloader.backends.stacked import (
+    StackedConv2d,
+    decode_with,
+    get_network,
+    select_networks,
+    set_network,
+    stack_networks,
+)
+from neuralloader.loading.decode import VALUES_PER_STEP, to_uint8
+from neuralloader.loading.planner import plan_network_steps
+from neuralloader.metrics.speed import calls_per_second
+
+BACKEND_NAMES = ("nerv", "cnerv", "hnerv")
+ROUNDS = 3
+Decode = Callable[[], Tensor]
+
+
+def convolve_columns(self: StackedConv2d, x: Tensor) -> Tensor:
+    """Instead of ``StackedConv2d.forward``, for stride 1: one batched product of patches and weights."""
+    networks, out_channels, in_channels, height, width = self.weight.shape
+    padding = (height // 2, height // 2, width // 2, width // 2)
+    maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, *padding[2:], *padding[:2])).contiguous()
+    num_maps, rows, columns, _ = maps.shape
+    size = (num_maps, rows - height + 1, columns - width + 1, height, width * in_channels)
+    strides = (rows * columns * in_channels, columns * in_channels, in_channels, columns * in_channels, 1)
+    patches = maps.as_strided(size, strides).reshape(networks, -1, height * width * in_channels)
+    matrix = self.weight.permute(0, 3, 4, 2, 1).reshape(networks, -1, out_channels)
+    y = torch.baddbmm(self.bias.to(patches.dtype).unsqueeze(1), patches, matrix.to(patches.dtype))
+    return y.view(num_maps, size[1], size[2], out_channels).permute(0, 3, 1, 2)
+
+
+def make_stack(name: str, width: int, size: tuple[int, int], num_networks: int) -> Backend:
+    record = network_of(name, "fast", width, size)
+    network = strip_parameters(BACKENDS[name, "fast"][1](record))
+    stack = stack_networks(network, num_networks)
+    for row in range(num_networks):
+        set_network(stack, row, strip_parameters(BACKENDS[name, "fast"][1](record)))
+    return stack.eval().requires_grad_(False)
+
+
+def methods(
+    name: str, width: int, size: tuple[int, int], num_networks: int, frames: int, device: torch.device
+) -> dict[str, Decode]:
+    """Each a call that decodes the batch to (V * n, 3, H, W) uint8."""
+    record = network_of(name, "fast", width, size)
+    stack = make_stack(name, width, size, num_networks).to(device)
+    alone = [strip_parameters(BACKENDS[name, "fast"][1](record)).to(device).eval() for _ in range(num_networks)]
+    for row, network in enumerate(alone):
+        get_network(stack, row, network)
+    count = num_networks * frames
+    time = torch.rand(count, 1, dtype=torch.float64)
+    units = Units(torch.full((count, 2), -1), torch.zeros(count, 1), torch.zeros(count, 1), time).to(device)
+    latents = None
+    if stack.latent_shape is not None:
+        latents = torch.randint(-3, 4, (count, *stack.latent_shape), device=device).float()
+
+    def rows_of(units: Units, rows: Tensor | slice) -> Units:
+        return Units(units.keys[rows], units.phase[rows], units.time[rows], units.network_time[rows])
+
+    def loop() -> Tensor:
+        parts = []
+        for row, network in enumerate(alone):
+            rows = slice(row * frames, (row + 1) * frames)
+            own = None if latents is None else latents[rows]
+            parts.append(to_uint8(network.decode((), rows_of(units, rows), own).flatten(0, 1)))
+        return torch.cat(parts)
+
+    def together() -> Tensor:
+        return to_uint8(stack.decode((), units, latents).flatten(0, 1))
+
+    def columns() -> Tensor:
+        with mock.patch.object(StackedConv2d, "forward", convolve_columns):
+            return together()
+
+    def vmapped() -> Tensor:
+        weights = {key: p.detach() for key, p in stack.named_parameters()}
+        fields = (units.network_time, units.phase) if latents is None else (latents, units.phase)
+
+        def decode_one(weights: dict[str, Tensor], main: Tensor, phase: Tensor) -> Tensor:
+            own = Units(torch.empty(0), phase, phase, main if latents is None else phase.double())
+            call = {f"backend.{key}": value for key, value in weights.items()}
+            return torch.func.functional_call(_Plain(alone[0]), call, (own, None if latents is None else main))
+
+        parted = [field.unflatten(0, (num_networks, frames)) for field in fields]
+        # vmap knows no memory formats; without them the layers are the same
+        plain = mock.patch.object(Tensor, "contiguous", lambda self, memory_format=None: self)
+        with plain:
+            return to_uint8(torch.func.vmap(decode_one)(weights, *parted).flatten(0, 2))
+
+    def steps() -> Tensor:
+        networks = torch.arange(num_networks).repeat_interleave(frames)
+        per_step = VALUES_PER_STEP[device.type] // (size[0] * size[1] * stack.values_per_pixel)
+        out = torch.empty((count, 3, *size), dtype=torch.uint8, device=device)
+        for step in plan_network_steps(networks.numpy(), max(1, per_step)):
+            assert step.networks is not None
+            places = torch.from_numpy(step.places).to(device)
+            weights = select_networks(stack, torch.from_numpy(step.networks).to(device))
+            own = None if latents is None else latents[places]
+            out[places] = to_uint8(decode_with(stack, weights, rows_of(units, places), own).flatten(0, 1))
+        return out
+
+    return {"loop": loop, "grouped": together, "columns": columns, "vmap": vmapped, "in steps": steps}
+
+
+class _Plain(torch.nn.Module):
+    """``functional_call`` calls forward."""
+
+    def __init__(self, backend: Backend):
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, units: Units, latents: Tensor | None) -> Tensor:
+        return self.backend.decode((), units, latents)
+
+
+def time_methods(calls: dict[str, Decode], device: torch.device) -> dict[str, float]:
+    """Milliseconds of each, median over rounds in which all take turns; they must agree on the frames."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode(), autocast(device) if device.type != "mps" else nullcontext():
+        expected = calls["loop"]().int()
+        for name, call in calls.items():
+            difference = (call().int() - expected).abs().float()
+            assert difference.mean() < 1, f"{name} decodes other frames: {difference.mean():.2f} grey levels off"
+        for _ in range(ROUNDS):
+            for name, call in calls.items():
+                seconds[name].append(1 / calls_per_second(call, seconds=0.5, device=device))
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["32x48", "64x80", "128x160"])
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {options.clips} networks of width")
+    print(f"{options.width}, a clip each; milliseconds a batch\n")
+    names = ["loop", "grouped", "columns", "vmap", "in steps"]
+    print(f"| network | frame | frames a clip | {' | '.join(names)} | loop / in steps |")
+    print("|---" * (len(names) + 4) + "|", flush=True)
+    for backend in BACKEND_NAMES:
+        for text in options.sizes:
+            height, width = (int(side) for side in text.split("x"))
+            for frames in options.frames:
+                calls = methods(backend, options.width, (height, width), options.clips, frames, device)
+                found = time_methods(calls, device)
+                cells = [f"{found[name]:.1f}" for name in names]
+                ratio = found["loop"] / found["in steps"]
+                print(f"| {backend} | {text} | {frames} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

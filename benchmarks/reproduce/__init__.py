@@ -1,0 +1,1 @@
+"""Tables of the papers that can be checked on one video: ``python -m benchmarks.reproduce.hnerv_sizes VIDEO``."""

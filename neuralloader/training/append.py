@@ -1,0 +1,212 @@
+"""Add videos to a pack without training: its own encoder makes their latents, and its network stays as it is.
+
+    old pack --weights, encoder, key-frames, latents as they stand--+
+    videos --read, key-frames--> frames --the pack's encoder--> latents --+--> new pack
+
+Old videos decode to the frames they decoded to before: nothing they are made of changes.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from neuralloader.backends import BACKENDS
+from neuralloader.clips import index_corpus, index_frames, index_units, join_tables, relabel
+from neuralloader.container.index import PackIndex, index_to_tensors
+from neuralloader.container.writer import check_writable
+from neuralloader.corpus.cache import Ingested, ingest
+from neuralloader.corpus.find import find_videos
+from neuralloader.packfile import Pack, PackDescription, RoundedLatents, round_latents, save_with_weights
+from neuralloader.training.dataset import TrainingSet
+from neuralloader.training.fit import encode_latents
+from neuralloader.training.keyframes import KEYFRAMES_PER_BATCH, encode_to_files
+from neuralloader.training.packer import UNITS_PER_BATCH, Measure, Report
+
+
+@dataclass(frozen=True)
+class AppendResult:
+    """What came of adding videos.
+
+    Attributes:
+        path: the new pack.
+        size_bytes: its size.
+        added_bytes: what it has more than the old pack.
+        num_videos, num_frames: what was added.
+        psnr_db: mean over the added frames, of the pack read back.
+    """
+
+    path: Path
+    size_bytes: int
+    added_bytes: int
+    num_videos: int
+    num_frames: int
+    psnr_db: float
+
+
+def append(
+    pack: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    device: torch.device | None,
+    on_error: Literal["raise", "skip"],
+    overwrite: bool,
+    measure: Measure,
+    report: Report,
+) -> AppendResult:
+    """Write a pack with more videos; see ``neuralloader.append``."""
+    output = Path(output)
+    old = Pack(pack)
+    check_appendable(old)
+    check_writable(output, overwrite=overwrite)
+    found = find_videos(Path(source))
+    _check_new([video.name for video in found.sources], old)
+    with (
+        tempfile.TemporaryDirectory(prefix="neuralloader-") as folder,
+        ingest(
+            found.sources,
+            frame_rate=old.description.frame_rate,
+            size=old.frame_size,
+            on_error=on_error,
+            progress=lambda done, total: report("read videos", done / total, f"{done} of {total}"),
+        ) as corpus,
+    ):
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _append_frames(old, corpus, found.classes, output, Path(folder), device, overwrite, measure, report)
+
+
+def check_appendable(pack: Pack) -> None:
+    """Refuse, with a ValueError that gives the reason, a pack whose network cannot encode new videos."""
+    description = pack.description
+    reason = BACKENDS[description.backend, description.config][1].why_not_appendable
+    if description.scope == "video":
+        reason = "each of its networks knows one video; pack the new ones by themselves, and open several packs as one"
+    elif reason is None and not pack.is_appendable:
+        reason = "it holds no encoder: it was packed without --appendable"
+    if reason is not None:
+        raise ValueError(f"{pack.path}: no videos can be added to it: {reason}")
+
+
+def _append_frames(
+    old: Pack,
+    corpus: Ingested,
+    classes: tuple[str, ...],
+    output: Path,
+    folder: Path,
+    device: torch.device,
+    overwrite: bool,
+    measure: Measure,
+    report: Report,
+) -> AppendResult:
+    all_classes = tuple(sorted({*old.classes, *classes}))
+    videos = relabel(corpus.videos, classes, all_classes)
+    clips, keys = index_corpus(
+        np.array([video.num_frames for video in videos]),
+        frames_per_clip=old.description.frames_per_clip,
+        key_interval=old.description.key_interval,
+    )
+    added = PackIndex(tuple(videos), tuple(corpus.skipped), clips, keys)
+    index = _join(old, added, all_classes)
+    index_to_tensors(index)  # refuses names that no pack can hold, before any work
+
+    table = index_frames(clips, keys)
+    keyframes, decoded_keyframes = encode_to_files(
+        corpus.frames,
+        table.key_rows,
+        old.description.keyframe_codec,
+        old.description.keyframe_quality,
+        folder,
+        lambda done: report("encode key-frames", done / len(keys), f"{done} of {len(keys)}"),
+    )
+    report("encode latents", 0, "")
+    backend = old.load_backend(with_encoder=True).to(device)
+    units = index_units(clips, backend.frames_per_unit)
+    data = TrainingSet(corpus.frames, decoded_keyframes, table, units, device)
+    stored = old.latents()
+    values = encode_latents(backend, data, units_per_batch=UNITS_PER_BATCH)
+    latents = round_latents(values, backend.latent_bits, grid=stored.grid)
+    report("encode latents", 1, "")
+
+    weights, alone = old.weight_parts(), folder / "added.nvpack"  # the added videos by themselves, to be measured
+    save_with_weights(alone, replace(old.description, classes=all_classes), added, *weights, keyframes, latents)
+    measured = measure(alone, corpus.frames, device, lambda done: report("measure", done, ""))
+    size_bytes = save_with_weights(
+        output,
+        _describe(old, all_classes, len(videos), len(corpus.frames), measured),
+        index,
+        *weights,
+        _KeyframeFiles(old, keyframes),
+        RoundedLatents(np.concatenate([stored.symbols, latents.symbols]), stored.grid),
+        overwrite=overwrite,
+    )
+    return AppendResult(
+        path=output,
+        size_bytes=size_bytes,
+        added_bytes=size_bytes - old.size_bytes,
+        num_videos=len(videos),
+        num_frames=len(corpus.frames),
+        psnr_db=measured["psnr_db"],
+    )
+
+
+def _join(old: Pack, added: PackIndex, classes: tuple[str, ...]) -> PackIndex:
+    """The old videos, then the added ones."""
+    index = old.index
+    clips, keys = join_tables(
+        [(index.clips, index.keys), (added.clips, added.keys)], [len(index.videos), len(added.videos)]
+    )
+    videos = (*relabel(index.videos, old.classes, classes), *added.videos)
+    return PackIndex(videos, (*index.skipped, *added.skipped), clips, keys)
+
+
+def _check_new(names: Sequence[str], pack: Pack) -> None:
+    held = {video.name for video in pack.index.videos}
+    twice = next((name for name in names if name in held), None)
+    if twice is not None:
+        raise ValueError(f"{pack.path} has a video {twice} already; rename the new one, or leave it out")
+
+
+def _describe(
+    old: Pack, classes: tuple[str, ...], num_videos: int, num_frames: int, measured: dict[str, float]
+) -> PackDescription:
+    """The manifest's part: old frames keep their quality, so that the whole's follows from the two."""
+    description = old.description
+    training: dict[str, Any] = dict(description.training)
+    training["appended_videos"] = training.get("appended_videos", 0) + num_videos
+    training["appended_frames"] = training.get("appended_frames", 0) + num_frames
+    quality = dict(description.quality)
+    if "psnr_db" in quality:
+        share = num_frames / (len(old.frames) + num_frames)
+        quality["psnr_db"] = round((1 - share) * quality["psnr_db"] + share * measured["psnr_db"], 4)
+        share = num_frames / training["appended_frames"]
+        appended = quality.get("appended_psnr_db", 0.0)
+        quality["appended_psnr_db"] = round((1 - share) * appended + share * measured["psnr_db"], 4)
+    if "worst_psnr_db" in quality:
+        quality["worst_psnr_db"] = min(quality["worst_psnr_db"], measured["worst_psnr_db"])
+    return replace(description, classes=classes, training=training, quality=quality)
+
+
+class _KeyframeFiles(Sequence[bytes]):
+    """The key-frames of a pack as they stand in it, then others; read some at a time."""
+
+    def __init__(self, old: Pack, added: Sequence[bytes]):
+        self._old, self._added = old, added
+        self._num_old = len(old.index.keys)
+        self._first, self._read = 0, list[bytes]()  # what was read last, and where it starts
+
+    def __len__(self) -> int:
+        return self._num_old + len(self._added)
+
+    def __getitem__(self, index: int) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if index >= self._num_old:
+            return self._added[index - self._num_old]
+        if not self._first <= index < self._first + len(self._read):
+            self._first = index
+            self._read = self._old.keyframe_files(np.arange(index, min(index + KEYFRAMES_PER_BATCH, self._num_old)))
+        return self._read[index - self._first]
