@@ -4,8 +4,8 @@ One tiny pack for each backend and configuration, made once a run, and how PyTor
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -13,21 +13,32 @@ import tiny
 import torch
 from hypothesis import settings
 
+from neuralloader.backends import Scope
+
 settings.register_profile("neuralloader", deadline=None)  # the time of an example depends on what else is running
 settings.load_profile("neuralloader")
 
 # epochs until every counter can be read with room to spare
-EPOCHS: dict[tuple[str, tiny.Config], int] = {
-    ("dnerv", "fast"): 80,
-    ("dnerv", "paper"): 32,
-    ("nerv", "fast"): 30,
-    ("nerv", "paper"): 26,
-    ("cnerv", "fast"): 20,
-    ("cnerv", "paper"): 28,
-    ("hnerv", "fast"): 26,
-    ("hnerv", "paper"): 18,
+EPOCHS: dict[tuple[str, tiny.Config, Scope], int] = {
+    ("dnerv", "fast", "corpus"): 80,
+    ("dnerv", "paper", "corpus"): 32,
+    ("nerv", "fast", "corpus"): 30,
+    ("nerv", "paper", "corpus"): 26,
+    ("cnerv", "fast", "corpus"): 20,
+    ("cnerv", "paper", "corpus"): 28,
+    ("hnerv", "fast", "corpus"): 26,
+    ("hnerv", "paper", "corpus"): 18,
+    ("nerv", "fast", "video"): 60,
+    ("nerv", "paper", "video"): 60,
+    ("cnerv", "fast", "video"): 50,
+    ("cnerv", "paper", "video"): 60,
+    ("hnerv", "fast", "video"): 60,
+    ("hnerv", "paper", "video"): 30,
 }
-MakePack = Callable[[str, tiny.Config], tiny.TinyPack]
+
+
+class MakePack(Protocol):
+    def __call__(self, backend: str, config: tiny.Config, scope: Scope = "corpus") -> tiny.TinyPack: ...
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,7 +56,12 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> MakePack:
     """Packs the tiny corpus, every frame stored; a second time, it gives the same pack again."""
-    return functools.cache(lambda backend, config: _pack(tiny_corpus, tmp_path_factory.mktemp(config), backend, config))
+
+    @functools.cache
+    def make(backend: str, config: tiny.Config, scope: Scope = "corpus") -> tiny.TinyPack:
+        return _pack(tiny_corpus, tmp_path_factory.mktemp(config), backend, config, scope)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +84,13 @@ def any_pack(request: pytest.FixtureRequest) -> tiny.TinyPack:
 
 @pytest.fixture(scope="session", params=EPOCHS, ids="-".join)
 def every_pack(request: pytest.FixtureRequest, make_pack: MakePack) -> tiny.TinyPack:
-    """The tiny corpus in every backend and configuration in turn."""
+    """The tiny corpus in every backend, configuration and scope in turn."""
     return make_pack(*request.param)
 
 
-def _pack(source: Path, folder: Path, backend: str, config: tiny.Config) -> tiny.TinyPack:
-    path = folder / f"{config}.nvpack"
-    tiny.pack_tiny(source, path, config, backend=backend, epochs=EPOCHS[backend, config], faithful=True)
+def _pack(source: Path, folder: Path, backend: str, config: tiny.Config, scope: Scope) -> tiny.TinyPack:
+    path, epochs = folder / f"{config}.nvpack", EPOCHS[backend, config, scope]
+    tiny.pack_tiny(source, path, config, backend=backend, epochs=epochs, scope=scope, faithful=True)
     lengths = tiny.CORPUS.values()
     return tiny.TinyPack(
         path,

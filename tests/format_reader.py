@@ -42,14 +42,17 @@ class Reader:
             data[start - 8 : start - 4] = (len(data) - start + 8).to_bytes(4)
         return np.asarray(Image.open(io.BytesIO(data), formats=[self.manifest["keyframe_codec"]]))
 
-    def weights(self) -> dict[str, np.ndarray]:
-        packed = self.tensors["weights.codes"].tobytes()
+    def weights(self, part: str = "weights") -> dict[str, np.ndarray]:
+        packed = self.tensors[f"{part}.codes"].tobytes()
+        networks = [len(self.videos())] if self.manifest.get("scope") == "video" else []
         data = np.frombuffer((lzma if packed.startswith(b"\xfd7zXZ\0") else zstandard).decompress(packed), np.uint8)
         codes = data if self.manifest["weight_levels"] <= 256 else data.reshape(2, -1).T.copy().view("<u2").ravel()
-        minimum, scale = (self.tensors[f"scales.{part}"].astype(np.float32) for part in ("minimum", "scale"))
+        section = "scales" if part == "weights" else part
+        minimum, scale = (self.tensors[f"{section}.{name}"].astype(np.float32) for name in ("minimum", "scale"))
         weights = {}
-        for name, shape, axis in self.manifest["weights"]:
-            sides = [n if i == axis else 1 for i, n in enumerate(shape)]  # of the scales, to spread along the axis
+        for name, shape, axis in self.manifest[part]:
+            sides = networks + [n if i == axis else 1 for i, n in enumerate(shape)]  # scales spread along the axis
+            shape = networks + shape
             n, s = int(np.prod(shape)), int(np.prod(sides))
             weights[name] = codes[:n].reshape(shape) * scale[:s].reshape(sides) + minimum[:s].reshape(sides)
             codes, scale, minimum = codes[n:], scale[s:], minimum[s:]
@@ -67,7 +70,9 @@ def latents(pack: Reader) -> list[np.ndarray]:
     offsets, frequencies = tensors["latents.offset"].tolist(), tensors["latents.frequencies"].tolist()
     ends = np.cumsum(frequencies, axis=1).tolist()
     values = []
-    for block, count in zip(pack.blob("latents"), filter(None, latents_per_clip(tensors)), strict=True):
+    counts = latents_per_clip(tensors)
+    videos = [video for video, count in zip(tensors["clips.video"].tolist(), counts, strict=True) if count]
+    for block, count, video in zip(pack.blob("latents"), filter(None, counts), videos, strict=True):
         words = iter(np.frombuffer(block or b"\0\0\1\0", "<u2").tolist())
         x = next(words) + 65536 * next(words)
         symbols = np.empty((count, len(offsets), height, width), np.float32)
@@ -82,6 +87,8 @@ def latents(pack: Reader) -> list[np.ndarray]:
         assert (x, [*words]) == (65536, []), "a block of latents is damaged"
         if "latents.scale" in tensors:
             minimum, scale = (tensors[f"latents.{part}"].astype(np.float32) for part in ("minimum", "scale"))
+            if pack.manifest.get("scope") == "video":
+                minimum, scale = minimum[video], scale[video]
             symbols = minimum[:, None, None] + scale[:, None, None] * (symbols + 128)
         values.append(symbols)
     return values

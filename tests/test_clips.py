@@ -10,7 +10,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from neuralloader.clips import NO_KEY, ClipTable, KeyframeTable, index_corpus, index_frames, index_units
+from neuralloader.clips import (
+    NO_KEY,
+    UNLABELLED,
+    ClipTable,
+    KeyframeTable,
+    VideoInfo,
+    index_corpus,
+    index_frames,
+    index_units,
+    join_tables,
+    relabel,
+)
 
 
 @dataclass
@@ -180,3 +191,85 @@ def test_a_corpus_without_key_frames(lengths: list[int], frames_per_clip: int) -
     assert frames.latent_row(np.arange(len(frames))).tolist() == list(range(sum(lengths)))
     assert frames.all.time.tolist() == [np.float32(k / max(1, n - 1)) for n in lengths for k in range(n)]
     assert len(index_units(clips, 1)) == sum(lengths)
+
+
+# --- times between frames -------------------------------------------------------------------------------------------
+
+lengths_of_videos = st.lists(st.integers(1, 40), min_size=1, max_size=5)
+
+
+@given(lengths=lengths_of_videos, clips_per_key=st.integers(1, 3), data=st.data())
+def test_times_behind_frames(lengths: list[int], clips_per_key: int, data: st.DataObject) -> None:
+    """Phases and times move on, up to the video's last frame; what a frame belongs to stays."""
+    slow = _index_slowly(lengths, 8, 8 * clips_per_key)
+    table = index_frames(*index_corpus(np.array(lengths), frames_per_clip=8, key_interval=8 * clips_per_key))
+    rows = np.array(data.draw(st.lists(st.integers(0, len(table) - 1), max_size=10)), np.int64)
+    offsets = np.array(data.draw(st.lists(st.floats(0, 1), min_size=len(rows), max_size=len(rows))), np.float64)
+    moved, still = table.at(rows, offsets), table.at(rows)
+    for column in ("video", "frame", "clip", "keys", "is_key"):
+        np.testing.assert_array_equal(getattr(moved, column), getattr(still, column))
+    assert moved.phase.dtype == moved.time.dtype == np.float32
+    for i, (row, offset) in enumerate(zip(rows.tolist(), offsets.tolist(), strict=True)):
+        video, frame, _, (start, end), *_ = slow.frames[row]
+        moment = min(frame + offset, lengths[video] - 1)
+        first, last = slow.keys[start][1], slow.keys[end][1]
+        assert moved.phase[i] == pytest.approx((moment - first) / max(1, last - first), abs=1e-6)
+        assert moved.time[i] == pytest.approx(moment / max(1, lengths[video] - 1), abs=1e-6)
+
+
+def test_an_offset_for_each_unit() -> None:
+    """One for all frames of a row, as the frames of a clip are moved; padding and the last frame stay."""
+    table = index_frames(*index_corpus(np.array([14]), frames_per_clip=8, key_interval=8))
+    rows = np.array([[0, 1, 7], [8, 13, 13]])
+    moved = table.at(rows, np.array([[0.5], [0.25]]))
+    np.testing.assert_allclose(moved.phase, [[0.5 / 8, 1.5 / 8, 7.5 / 8], [0.25 / 5, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(moved.time, [[0.5 / 13, 1.5 / 13, 7.5 / 13], [8.25 / 13, 1, 1]], rtol=1e-6)
+    still = table.at(rows, np.zeros((2, 1)))
+    np.testing.assert_array_equal(still.phase, table.at(rows).phase)
+    np.testing.assert_array_equal(still.time, table.at(rows).time)
+
+
+def test_times_behind_frames_without_key_frames() -> None:
+    table = index_frames(*index_corpus(np.array([5, 1]), frames_per_clip=8, key_interval=None))
+    moved = table.at(np.array([0, 3, 4, 5]), np.array([0.5, 0.5, 0.5, 0.5]))
+    assert moved.time.tolist() == [0.125, 0.875, 1, 0]
+    assert moved.phase.tolist() == [0, 0, 0, 0]
+
+
+# --- lists of videos behind one another -----------------------------------------------------------------------------
+
+
+@given(parts=st.lists(st.lists(st.integers(1, 40), max_size=4), min_size=1, max_size=4), has_keys=st.booleans())
+@example(parts=[[], [9, 1], []], has_keys=True)
+def test_joined_tables_are_those_of_all_videos(parts: list[list[int]], has_keys: bool) -> None:
+    key_interval = 8 if has_keys else None
+    tables = [index_corpus(np.array(p, np.int64), frames_per_clip=8, key_interval=key_interval) for p in parts]
+    clips, keys = join_tables(tables, [len(lengths) for lengths in parts])
+    every = np.array([length for lengths in parts for length in lengths], np.int64)
+    expected_clips, expected_keys = index_corpus(every, frames_per_clip=8, key_interval=key_interval)
+    for column in ("video", "first_frame", "num_valid", "start_key", "end_key"):
+        np.testing.assert_array_equal(getattr(clips, column), getattr(expected_clips, column))
+    for column in ("video", "frame"):
+        np.testing.assert_array_equal(getattr(keys, column), getattr(expected_keys, column))
+
+
+def test_joining_tables_with_and_without_key_frames() -> None:
+    """Two packs of different networks, read as one: where there are none, there stay none."""
+    without = index_corpus(np.array([3]), frames_per_clip=8, key_interval=None)
+    with_keys = index_corpus(np.array([9, 2]), frames_per_clip=8, key_interval=8)
+    clips, keys = join_tables([with_keys, without, with_keys], [2, 1, 2])
+    assert clips.video.tolist() == [0, 0, 1, 2, 3, 3, 4]
+    assert clips.start_key.tolist() == [0, 1, 2, NO_KEY, 4, 5, 6]
+    assert clips.end_key.tolist() == [1, 1, 3, NO_KEY, 5, 5, 7]
+    assert keys.video.tolist() == [0, 0, 1, 1, 3, 3, 4, 4]
+    assert keys.frame.tolist() == [0, 8, 0, 1, 0, 8, 0, 1]
+
+
+def test_labels_follow_their_classes() -> None:
+    videos = [VideoInfo(f"{label}.avi", label, 8, 16, 10.0, 5.0, (48, 64)) for label in (1, UNLABELLED, 0, 1)]
+    moved = relabel(videos, ["hop", "run"], ["crawl", "hop", "jump", "run"])
+    assert [video.label for video in moved] == [3, UNLABELLED, 1, 3]
+    assert relabel(moved, ["crawl", "hop", "jump", "run"], ["run", "jump", "hop", "crawl"])[0].label == 0
+    assert relabel(moved[1:2], [], ["hop"]) == [videos[1]], "no label needs no class"
+    for before, after in zip(videos, moved, strict=True):
+        assert (after.name, after.num_frames, after.source_size) == (before.name, 8, (48, 64))

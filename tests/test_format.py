@@ -18,10 +18,10 @@ from PIL import features
 
 from neuralloader.clips import UNLABELLED, KeyframeTable
 from neuralloader.codecs.keyframes import KeyframeCodec, encode_keyframes
-from neuralloader.packfile import Pack, RoundedLatents, save_pack, stored_parameters
+from neuralloader.packfile import Pack, Part, RoundedLatents, save_pack, stored_parameters
 
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("*.nvpack"))}
-MAX_LINES = 60
+MAX_LINES = 64
 CODECS = {codec: "jpg" if codec == "jpeg" else codec for codec in get_args(KeyframeCodec)}
 AVAILABLE = [codec for codec, feature in CODECS.items() if codec == "png" or features.check(feature)]
 
@@ -45,11 +45,15 @@ def _assert_same(path: Path) -> None:
         assert {image.dtype for image in images} == {np.dtype(np.uint8)}
         np.testing.assert_array_equal(images, pack.keyframes(np.arange(len(pack.index.keys))))
 
-    weights, parameters = reader.weights(), stored_parameters(pack.load_backend())
-    assert set(weights) == set(parameters)
-    for name, values in weights.items():
-        assert values.dtype == np.float32, name
-        np.testing.assert_array_equal(values, parameters[name].numpy(), err_msg=name)
+    assert ("encoder" in reader.manifest) == pack.is_appendable
+    backend = pack.load_backend(with_encoder=pack.is_appendable)
+    parts: tuple[Part, ...] = ("weights", "encoder") if pack.is_appendable else ("weights",)
+    for part in parts:
+        weights, parameters = reader.weights(part), stored_parameters(backend, part)
+        assert set(weights) == set(parameters)
+        for name, values in weights.items():
+            assert values.dtype == np.float32, name
+            np.testing.assert_array_equal(values, parameters[name].numpy(), err_msg=name)
 
     if pack.latent_shape is None:
         assert "latents.data" not in reader.tensors
@@ -57,7 +61,10 @@ def _assert_same(path: Path) -> None:
         latents = pack.latents()
         expected = latents.symbols.astype(np.float32)
         if latents.grid is not None:
-            minimum, scale = (a.astype(np.float32)[:, None, None] for a in (latents.grid.minimum, latents.grid.scale))
+            minimum, scale = (a.astype(np.float32)[..., None, None] for a in (latents.grid.minimum, latents.grid.scale))
+            if pack.description.scope == "video":
+                counts = [video.num_frames for video in pack.index.videos]
+                minimum, scale = (np.repeat(a, counts, axis=0) for a in (minimum, scale))
             expected = minimum + scale * (expected + 128)
         blocks = format_reader.latents(reader)
         np.testing.assert_array_equal(np.concatenate([np.empty((0, *pack.latent_shape)), *blocks]), expected)

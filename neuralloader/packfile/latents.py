@@ -172,5 +172,6 @@ def _read_grid(reader: PackReader, shape: tuple[int, ...]) -> LatentGrid | None:
     minimum, scale = (reader.tensor(name) for name in names)
     for name, values in zip(names, (minimum, scale), strict=True):
         if values.dtype != np.float16 or values.shape != shape or not np.isfinite(values).all():
-            raise PackError(f"{name} must be {shape} finite float16, not {values.dtype} {values.shape}")
+            wanted = " x ".join(map(str, shape))
+            raise PackError(f"{name} must be {wanted} finite float16, not {values.dtype} {values.shape}")
     return LatentGrid(minimum, scale)

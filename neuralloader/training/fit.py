@@ -101,13 +101,12 @@ def fit(
     optimizer = MatrixOptimizer(backend.parameters(), recipe, is_stack=videos is not None)
     backend.train()
     running_psnr, bad_steps = _RunningMean(), np.zeros(backend.num_networks or 1, np.int64)
-    for batch in sampler:
-        done = clock.done()
-        if done >= 1:
-            break
+    batches = iter(sampler)
+    while (done := clock.done()) < 1:
+        batch = augment(next(batches), changes)
         rounded = done >= 1 - recipe.rounding_share
         with rounded_weights(backend, weight_bits) if rounded else nullcontext():
-            loss, frame_psnr = _loss(backend, augment(batch, changes), recipe)
+            loss, frame_psnr = _loss(backend, batch, recipe)
             backend.zero_grad()
             loss.backward()
         is_finite = clip_gradients(backend, recipe.max_gradient_norm).numpy(force=True)

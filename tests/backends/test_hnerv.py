@@ -176,14 +176,14 @@ def test_convnext_block_and_norm_against_loops() -> None:
     block.norm.weight.uniform_(0.5, 2)
     y, depthwise = block(x), F.conv2d(x, block.depthwise.weight, block.depthwise.bias, padding=3, groups=5)
     norm = ChannelNorm(5)
-    norm.load_state_dict(block.norm.state_dict())
+    norm.norm.load_state_dict(block.norm.state_dict())
     normed = norm(depthwise)
     for m, row, column in [(0, 0, 0), (1, 3, 6), (0, 5, 2)]:
         values = depthwise[m, :, row, column]
         values = (values - values.mean()) / (values.var(correction=0) + 1e-6).sqrt() * block.norm.weight
         torch.testing.assert_close(normed[m, :, row, column], values)
         hidden = F.gelu(block.expand.weight @ values + block.expand.bias)
-        values = block.gamma * (block.reduce.weight @ hidden + block.reduce.bias)
+        values = block.gamma[0, 0] * (block.reduce.weight @ hidden + block.reduce.bias)
         torch.testing.assert_close(y[m, :, row, column], x[m, :, row, column] + values)
 
 

@@ -79,6 +79,7 @@ def test_the_ledger_sums_to_the_file(tiny_pack):
         "tables": 4 + 8,
         "scales": 4,
         "weights": 7,
+        "encoder": 0,
         "latents": 0,
         "keyframes": 11 + 3 * 2 + 3 * 4,
     }

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from neuralloader.clips import ClipTable, FrameTable, index_corpus, index_frames, index_units
-from neuralloader.loading.planner import all_windows, plan_frames, window_rows
+from neuralloader.loading.planner import all_windows, plan_frames, plan_network_steps, plan_steps, window_rows
 
 lengths_of_videos = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
@@ -105,3 +105,71 @@ def test_examples(length: int, frames_per_clip: int, step: int, starts: list[int
     _, frames = _tables([length])
     windows = all_windows(frames, frames_per_clip=frames_per_clip, step_between_clips=step)
     assert windows.start.tolist() == starts
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
+
+
+@given(num_units=st.integers(0, 50), units_per_step=st.integers(1, 12))
+def test_steps_of_one_network(num_units: int, units_per_step: int) -> None:
+    steps = plan_steps(num_units, units_per_step)
+    assert [place for step in steps for place in step.places.tolist()] == list(range(num_units))
+    assert len(steps) == -(-num_units // units_per_step), "as few as can be"
+    assert all(1 <= len(step.places) <= units_per_step and step.networks is None for step in steps)
+
+
+# units that are wanted of each network; of some, none is
+counts_of_networks = st.lists(st.one_of(st.integers(0, 6), st.integers(0, 90)), max_size=12)
+
+
+@given(counts=counts_of_networks, units_per_step=st.integers(1, 100))
+@example(counts=[1, 90], units_per_step=100)
+@example(counts=[5, 0, 5], units_per_step=4)
+def test_steps_of_many_networks(counts: list[int], units_per_step: int) -> None:
+    network_of_unit = np.repeat(np.arange(len(counts)), counts)
+    steps = plan_network_steps(network_of_unit, units_per_step)
+    places_of: dict[int, list[int]] = {}  # of each network, in all steps
+    units_of_each = set()
+    for step in steps:
+        assert step.networks is not None
+        n, rest = divmod(len(step.places), len(step.networks))
+        assert (rest, n > 0) == (0, True), "the networks of a step decode equally many units"
+        assert len(step.places) <= units_per_step
+        units_of_each.add(n)
+        for network, places in zip(step.networks.tolist(), step.places.reshape(-1, n).tolist(), strict=True):
+            assert {int(number) for number in network_of_unit[places]} == {network}
+            new = sorted(set(places) - set(places_of.get(network, [])))
+            repeated = places[len(new) :]
+            assert places == new + repeated
+            assert set(repeated) <= {new[-1]}, "what fills a step up is its last unit again"
+            places_of.setdefault(network, []).extend(new)
+    assert len(units_of_each) == bool(sum(counts))
+    assert [place for network in sorted(places_of) for place in places_of[network]] == list(range(sum(counts)))
+
+
+@given(count=st.integers(1, 90), num_networks=st.integers(1, 8), data=st.data())
+def test_networks_with_equally_many_units_repeat_none(count: int, num_networks: int, data: st.DataObject) -> None:
+    units_per_step = data.draw(st.integers(count, 200))
+    steps = plan_network_steps(np.repeat(3 * np.arange(num_networks), count), units_per_step)
+    places = np.concatenate([step.places for step in steps])
+    assert places.tolist() == list(range(count * num_networks))
+    assert len(steps) == -(-num_networks // (units_per_step // count)), "each network comes once"
+
+
+@pytest.mark.parametrize(
+    ("counts", "units_per_step", "places", "networks"),
+    [
+        ([], 4, [], []),
+        ([2, 2], 4, [[0, 1, 2, 3]], [[0, 1]]),
+        ([2, 2], 3, [[0, 1], [2, 3]], [[0], [1]]),
+        ([3, 2, 3], 9, [[0, 1, 2, 3, 4, 4, 5, 6, 7]], [[0, 1, 2]]),  # a unit twice is cheaper than networks again
+        ([1, 1, 1, 9], 12, [[*range(12)]], [[0, 1, 2, *[3] * 9]]),  # and a network again than many units twice
+        ([5], 4, [[0, 1, 2], [3, 4, 4]], [[0], [0]]),
+    ],
+)
+def test_examples_of_steps(
+    counts: list[int], units_per_step: int, places: list[list[int]], networks: list[list[int]]
+) -> None:
+    steps = plan_network_steps(np.repeat(np.arange(len(counts)), counts), units_per_step)
+    assert [step.places.tolist() for step in steps] == places
+    assert [step.networks.tolist() for step in steps if step.networks is not None] == networks

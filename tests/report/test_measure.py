@@ -38,7 +38,7 @@ def test_a_description(any_pack: tiny.TinyPack) -> None:
     size_bytes = any_pack.path.stat().st_size
     assert facts["size_bytes"] == sum(facts["ledger"].values()) == size_bytes
     assert facts["bits_per_pixel"] == pytest.approx(size_bytes * 8 / (32 * tiny.SIZE[0] * tiny.SIZE[1]))
-    assert set(facts["ledger"]) == {"header", "tables", "scales", "weights", "latents", "keyframes"}
+    assert set(facts["ledger"]) == {"header", "tables", "scales", "weights", "encoder", "latents", "keyframes"}
     assert (facts["ledger"]["latents"] > 0) == (any_pack.config == "fast")
     assert min(facts["ledger"][name] for name in ("header", "tables", "scales", "weights", "keyframes")) > 0
     assert 10 < facts["worst_psnr_db"] < facts["psnr_db"] < 100
