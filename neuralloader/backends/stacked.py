@@ -91,12 +91,16 @@ class StackedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, num_networks: int):
         super().__init__()
+        if conv.padding_mode != "zeros" or conv.dilation != (1, 1):
+            raise TypeError(f"no stack is known of {conv}")
         self.weight, self.bias = _repeated(conv, num_networks)
         self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
         num_networks, out_channels, _, *kernel = self.weight.shape
-        if kernel == [1, 1]:
+        if num_networks == 1:
+            return F.conv2d(x, self.weight[0], self.bias[0], self.stride, self.padding, groups=self.groups)
+        if kernel == [1, 1] and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
             return self._pointwise(x)
         # (V * n, C, ...) -> (n, V * C, ...): each network's channels are a group
         maps = x.unflatten(0, (num_networks, -1)).transpose(0, 1).flatten(1, 2)
@@ -130,6 +134,8 @@ class StackedLayerNorm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, num_networks: int):
         super().__init__()
+        if len(norm.normalized_shape) != 1:
+            raise TypeError(f"no stack is known of {norm}")
         self.weight, self.bias = _repeated(norm, num_networks)
         self.eps = norm.eps
 
@@ -151,15 +157,20 @@ def _stack_modules(module: nn.Module, num_networks: int) -> None:
             continue
         if type(child) in _STACKED:
             setattr(module, name, _STACKED[type(child)](child, num_networks))  # type: ignore[arg-type]
+        elif isinstance(child, tuple(_STACKED)) or _is_layer_of_torch(child):
+            raise TypeError(f"{name}: no stack is known of {type(child).__name__} layers")
         else:
-            if type(child).__module__.startswith("torch.") and next(child.parameters(recurse=False), None) is not None:
-                raise TypeError(f"{name}: no stack is known of {type(child).__name__} layers")
             _stack_modules(child, num_networks)
+
+
+def _is_layer_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.") and next(module.parameters(recurse=False), None) is not None
 
 
 def _repeated(layer: nn.Conv2d | nn.Linear | nn.LayerNorm, num_networks: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A layer's weight and bias for so many networks."""
-    assert layer.bias is not None, "all layers here have a bias"
+    if layer.bias is None:
+        raise TypeError(f"no stack is known of {layer}, which has no bias")
     return _repeat(layer.weight, num_networks), _repeat(layer.bias, num_networks)
 
 

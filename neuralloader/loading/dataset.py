@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from neuralloader.loading.decode import FrameDecoder, open_decoder
+from neuralloader.loading.decode import FrameDecoder, checked_device, open_decoder
 from neuralloader.loading.planner import all_windows, window_rows
 from neuralloader.loading.videos import Videos
 from neuralloader.packfile import open_pack
@@ -59,7 +59,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         self.frames_per_clip = _checked_count("frames_per_clip", frames_per_clip)
         self.step_between_clips = _checked_count("step_between_clips", step)
         self.pack = open_pack(path)
-        self.device = None if device is None else _checked_device(device)
+        self.device = None if device is None else checked_device(device)
         self.transform, self.return_info = transform, return_info
         self.classes: list[str] = list(self.pack.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
@@ -152,15 +152,3 @@ def _checked_count(name: str, value: int) -> int:
     if count < 1:
         raise ValueError(f"{name}={value} must be 1 or more")
     return count
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is no torch device; use 'cpu', 'cuda' or 'cuda:0'") from error
-    if checked.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device={device!r}: there is no CUDA device here; use device='cpu'")
-        checked = torch.device("cuda", torch.cuda.current_device() if checked.index is None else checked.index)
-    return checked

@@ -98,7 +98,8 @@ class Decoder:
         """Decode times between frames.
 
         D-NeRV is asked for its flow at these times; CNeRV's and HNeRV's latents are interpolated, as are D-NeRV's,
-        whose key-frames count as zero.
+        whose key-frames count as zero. (The published D-NeRV has weights for each place in a clip, so that its frames
+        jump where a time passes from one place to the next.)
 
         Args:
             rows: (n,) rows of the frame table, each with a frame of its video behind it.
@@ -111,7 +112,7 @@ class Decoder:
             ValueError: the network knows no times between frames, with the reason.
             PackError: a key-frame is damaged.
         """
-        if self._backend.why_not_interpolated is not None:
+        if len(rows) and self._backend.why_not_interpolated is not None:
             raise ValueError(f"{self._pack.path}: {self._backend.why_not_interpolated}")
         order = np.argsort(rows, kind="stable")
         rows, offsets = rows[order], offsets[order]
@@ -249,3 +250,16 @@ class JoinedDecoder:
 def to_uint8(frames: Tensor) -> Tensor:
     """Frames in 0..1, any float type -> uint8 grey levels, rounded."""
     return (frames.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device that is there, with its number; a ValueError says what is wrong with others."""
+    try:
+        checked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is no torch device; use 'cpu', 'cuda' or 'cuda:0'") from error
+    if checked.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={device!r}: there is no CUDA device here; use device='cpu'")
+        checked = torch.device("cuda", torch.cuda.current_device() if checked.index is None else checked.index)
+    return checked

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuralloader.clips import VideoInfo
-from neuralloader.loading.decode import FrameDecoder, open_decoder
+from neuralloader.loading.decode import FrameDecoder, checked_device, open_decoder
 from neuralloader.packfile import JoinedPack, Pack, open_pack
 
 SNAP = 1e-6  # frames: a time so close to a frame is that frame
@@ -111,7 +111,9 @@ class NeuralVideo(Sequence[Tensor]):
         Raises:
             IndexError: start or stop lies outside of the video.
             ValueError: a step below 1.
+            TypeError: one of them is no whole number.
         """
+        start, stop, step = (operator.index(number) for number in (start, stop, step))
         if step < 1:
             raise ValueError(f"step={step} must be 1 or more")
         if not 0 <= start <= stop <= len(self):
@@ -151,7 +153,7 @@ class NeuralVideo(Sequence[Tensor]):
         rate = self.info.frame_rate
         first = int(np.floor(start_seconds * rate + SNAP))
         end = int(np.ceil(stop_seconds * rate - SNAP))
-        return self._batch(np.arange(first, min(end, len(self))))
+        return self._batch(np.arange(first, min(max(end, first + 1), len(self))))
 
     def get_frames_interpolated_at(self, seconds: Iterable[float]) -> FrameBatch:
         """What the network sees at times between stored frames.
@@ -167,7 +169,7 @@ class NeuralVideo(Sequence[Tensor]):
 
         Raises:
             IndexError: a time before the first frame or after the last one.
-            ValueError: the network knows no times between frames (NeRV), with the reason.
+            ValueError: a time between frames, where the network knows none (NeRV), with the reason.
         """
         last = (len(self) - 1) / self.info.frame_rate
         positions = self._positions(seconds, last=last, is_last_included=True)
@@ -253,10 +255,10 @@ def open_videos(
     Raises:
         FileNotFoundError: there is no such file.
         PackError: a file is no pack, or is damaged.
-        ValueError: packs that do not go together.
+        ValueError: packs that do not go together, or a device that is not there.
     """
     pack = open_pack(path)
-    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else torch.device(device)
+    chosen = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Videos(pack, open_decoder(pack, chosen))
 
 

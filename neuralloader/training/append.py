@@ -156,13 +156,15 @@ def _append_frames(
 
 
 def _join(old: Pack, added: PackIndex, classes: tuple[str, ...]) -> PackIndex:
-    """The old videos, then the added ones."""
+    """The old videos, then the added ones. A source that was skipped once may have come by now, or be skipped again."""
     index = old.index
+    come = {video.name for video in added.videos} | {source.name for source in added.skipped}
+    skipped = (*(source for source in index.skipped if source.name not in come), *added.skipped)
     clips, keys = join_tables(
         [(index.clips, index.keys), (added.clips, added.keys)], [len(index.videos), len(added.videos)]
     )
     videos = (*relabel(index.videos, old.classes, classes), *added.videos)
-    return PackIndex(videos, (*index.skipped, *added.skipped), clips, keys)
+    return PackIndex(videos, skipped, clips, keys)
 
 
 def _check_new(names: Sequence[str], pack: Pack) -> None:
@@ -178,8 +180,9 @@ def _describe(
     """The manifest's part: old frames keep their quality, so that the whole's follows from the two."""
     description = old.description
     training: dict[str, Any] = dict(description.training)
-    training["appended_videos"] = training.get("appended_videos", 0) + num_videos
-    training["appended_frames"] = training.get("appended_frames", 0) + num_frames
+    for name, count in (("appended_videos", num_videos), ("appended_frames", num_frames)):
+        before = training.get(name)  # for information, so that whatever stands there was read
+        training[name] = count + (before if type(before) is int and before > 0 else 0)
     quality = dict(description.quality)
     if "psnr_db" in quality:
         share = num_frames / (len(old.frames) + num_frames)

@@ -170,7 +170,8 @@ def encode_latents(
     rows = np.arange(len(data.units)) if unit_rows is None else unit_rows
     for start in range(0, len(rows), units_per_batch):
         batch = data.unit_batch(rows[start : start + units_per_batch])
-        with autocast(data.device):
+        # real-valued latents may vary little around a large mean, which bfloat16 would round away
+        with autocast(data.device) if backend.latent_bits is None else nullcontext():
             latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
         parts.append(latents.float()[batch.valid & batch.has_latent].cpu().numpy())
     return np.concatenate(parts)

@@ -24,7 +24,7 @@ def clip_gradients(backend: Backend, max_norm: float | None) -> Tensor:
         norm = nn.utils.clip_grad_norm_(backend.parameters(), max_norm)
         return torch.isfinite(norm).view(1)
     gradients = [p.grad for p in backend.parameters() if p.grad is not None]
-    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]).norm(dim=0)  # (V,)
+    norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients]).norm(dim=0)  # (V,)
     is_finite = torch.isfinite(norms)
     factor = (max_norm / (norms + EPS)).clamp(max=1)
     for gradient in gradients:

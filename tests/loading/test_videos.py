@@ -15,6 +15,7 @@ import neuralloader
 from neuralloader import NeuralVideoDataset, Pack
 from neuralloader.backends import Units
 from neuralloader.backends.precision import autocast
+from neuralloader.corpus.mjpeg import write_mjpeg_avi
 from neuralloader.loading.decode import Decoder, to_uint8
 from neuralloader.loading.videos import Frame, FrameBatch, NeuralVideo, Videos, open_videos
 from neuralloader.metrics.quality import psnr_db
@@ -25,6 +26,7 @@ NAMES = list(tiny.CORPUS)
 ONE, FOURTEEN = NAMES.index("left/one.avi"), NAMES.index("right/fourteen.avi")
 MakePack = Callable[[str, tiny.Config], tiny.TinyPack]
 SECOND = {"back/five.avi": 5, "right/three.avi": 3}
+ODD_RATE = 187  # of the second corpus: 1 / 187 * 187 is less than 1, 3 / 187 * 187 is more than 3
 INTERPOLATING: list[tuple[str, tiny.Config]] = [
     ("dnerv", "fast"),
     ("dnerv", "paper"),
@@ -58,10 +60,13 @@ def interpolating(request: pytest.FixtureRequest, make_pack: MakePack) -> tiny.T
 
 @pytest.fixture(scope="module")
 def second_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another corpus, packed by another network."""
+    """Another corpus at another rate, packed by another network."""
     folder = tmp_path_factory.mktemp("second")
+    for place, (name, length) in enumerate(SECOND.items()):
+        (folder / "videos" / name).parent.mkdir(parents=True)
+        write_mjpeg_avi(folder / "videos" / name, tiny.draw_frames(length, 100 * place), ODD_RATE)
     path = folder / "second.nvpack"
-    tiny.pack_tiny(tiny.write_corpus(folder / "videos", SECOND), path, "fast", backend="hnerv")
+    tiny.pack_tiny(folder / "videos", path, "fast", backend="hnerv", epochs=50, faithful=True)
     return path
 
 
@@ -199,11 +204,27 @@ def test_ranges_outside_of_the_video(video: NeuralVideo) -> None:
 
 
 def test_a_frame_is_shown_from_its_time_to_the_next(video: NeuralVideo, frames: Tensor) -> None:
-    at_once = [number / RATE for number in range(14)]  # not all of them are exact: 0.3 * 10 is 3, 0.7 * 10 is not
+    at_once = [number / RATE for number in range(14)]
     _check(video.get_frames_played_at(at_once), frames, list(range(14)))
     _check(video.get_frames_played_at([time + 0.05 for time in at_once]), frames, list(range(14)))
     just_before = [number / RATE - 1e-5 for number in range(1, 15)]
     _check(video.get_frames_played_at(just_before), frames, list(range(14)))
+
+
+def test_times_that_do_not_come_out_even(second_path: Path) -> None:
+    """Times of frames are quotients, and times the rate they are a little less or more than whole numbers."""
+    video = open_videos(second_path, device="cpu")[0]
+    every = video.get_frames_in_range(0, 5)
+    times = every.pts_seconds.numpy()
+    assert (times * ODD_RATE < range(5)).any(), "or these times would tell nothing"
+    assert (times * ODD_RATE > range(5)).any(), "nor would these"
+    for batch in (video.get_frames_played_at(times), video.get_frames_interpolated_at(times)):
+        _assert_same(batch.data, every.data)
+        assert batch.pts_seconds.tolist() == times.tolist()
+    for start in range(5):
+        for stop in range(start, 5):
+            batch = video.get_frames_played_in_range(times[start], times[stop])
+            assert batch.pts_seconds.tolist() == times[start:stop].tolist()
 
 
 def test_frames_by_time_in_any_order(video: NeuralVideo, frames: Tensor) -> None:
@@ -395,7 +416,7 @@ def test_several_packs_as_one(fast_pack: tiny.TinyPack, second_path: Path) -> No
     _assert_same(videos[-1][:], _decoded(second_path, 1))
     for joined, path, number in [(videos[FOURTEEN], fast_pack.path, FOURTEEN), (videos[4], second_path, 0)]:
         alone = open_videos(path, device="cpu")[number]
-        times = [0.25, 0.1, 0.39]
+        times = np.array([2.5, 1.0, 3.9, 0.1]) / alone.info.frame_rate
         decoded = joined.get_frames_interpolated_at(times).data
         _assert_same(decoded, alone.get_frames_interpolated_at(times).data)
 
@@ -407,3 +428,28 @@ def test_packs_that_are_not_there(tmp_path: Path) -> None:
 
 def test_the_public_name() -> None:
     assert neuralloader.open_videos is open_videos
+
+
+def test_nerv_gives_frames_at_their_own_times(make_pack: MakePack) -> None:
+    path = make_pack("nerv", "fast").path
+    for videos in (open_videos(path, device="cpu"), open_videos([path], device="cpu")):
+        video = videos[2]
+        batch = video.get_frames_interpolated_at([0.2, 0.0])
+        assert torch.equal(batch.data, video.get_frames_at([2, 0]).data)
+        assert len(video.get_frames_interpolated_at([])) == 0
+
+
+def test_a_very_short_range_holds_the_frame_it_lies_in(fast_pack: tiny.TinyPack) -> None:
+    video = open_videos(fast_pack.path, device="cpu")[2]
+    batch = video.get_frames_played_in_range(0.1, 0.1 + 1e-9)
+    assert batch.pts_seconds.tolist() == [0.1]
+
+
+def test_devices_and_numbers_that_are_none(fast_pack: tiny.TinyPack) -> None:
+    with pytest.raises(ValueError, match="device='gpu' is no torch device"):
+        open_videos(fast_pack.path, device="gpu")
+    video = open_videos(fast_pack.path, device="cpu")[2]
+    with pytest.raises(TypeError):
+        video.get_frames_in_range(0.5, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        video.get_frames_in_range(0, 3, 1.5)  # type: ignore[arg-type]

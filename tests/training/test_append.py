@@ -4,6 +4,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 
 import neuralloader
-from neuralloader import Pack, PackSettings, SourceError
+from neuralloader import Pack, PackError, PackSettings, SourceError
 from neuralloader.backends import select_units
+from neuralloader.backends.precision import autocast
 from neuralloader.cli import main
+from neuralloader.container.layout import RESERVED_MANIFEST_KEYS
+from neuralloader.container.writer import write_pack
 from neuralloader.corpus.cache import ingest
 from neuralloader.corpus.find import find_videos
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
@@ -33,7 +37,13 @@ OLD = {"left/a.avi": 9, "right/b.avi": 3}
 NEW = {"back/copy.avi": 9, "right/c.avi": 10}
 MORE = {"up/d.avi": 2}
 FIRST_NUMBER = {"back/copy.avi": 0, "right/c.avi": 600, "up/d.avi": 700}
-KINDS: list[tuple[str, tiny.Config]] = [("dnerv", "fast"), ("hnerv", "fast"), ("hnerv", "paper"), ("cnerv", "paper")]
+# and for how many epochs they are trained: until their latents tell frames apart
+KINDS: dict[tuple[str, tiny.Config], int] = {
+    ("dnerv", "fast"): 20,
+    ("hnerv", "fast"): 20,
+    ("hnerv", "paper"): 20,
+    ("cnerv", "paper"): 10,
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,14 @@ def appended(
     backend, config = request.param
     folder = tmp_path_factory.mktemp("appended")
     old = tiny.pack_tiny(
-        old_source, folder / "old.nvpack", config, backend=backend, epochs=2, appendable=True, on_error="skip"
+        old_source,
+        folder / "old.nvpack",
+        config,
+        backend=backend,
+        epochs=KINDS[backend, config],
+        faithful=True,
+        appendable=True,
+        on_error="skip",
     )
     reports: list[tuple[str, float]] = []
     result = neuralloader.append(
@@ -169,7 +186,7 @@ def test_latents_and_key_frames_stay(appended: Appended) -> None:
         np.testing.assert_array_equal(after.grid.scale, before.grid.scale)
     if rows := len(old.index.keys):
         assert new.keyframe_files(np.arange(rows)) == old.keyframe_files(np.arange(rows))
-    assert len(new.index.keys) == (3 + 1 + 3 + 3 if rows else 0) - (0 if not rows else 1)
+    assert (rows, len(new.index.keys)) == ((4, 9) if old.description.backend == "dnerv" else (0, 0))
 
 
 def test_the_new_pack_is_whole(appended: Appended) -> None:
@@ -203,9 +220,11 @@ def test_the_same_frames_under_another_name_decode_the_same(appended: Appended) 
     first, length = sum(OLD.values()), NEW["back/copy.avi"]
     latents = appended.new.latents().symbols
     own = appended.new.frames.latent_row(np.array([0, length, first, first + length]))
-    np.testing.assert_array_equal(latents[own[2] : own[3]], latents[own[0] : own[1]])
+    copied, original = latents[own[2] : own[3]], latents[own[0] : own[1]]
+    assert (copied != original).mean() < 0.02, "but for the number format, in which a batch can make a difference"
+    assert len(np.unique(original)) > 3, "or any latents would do"
     copy = _decode(appended.new, np.arange(first, first + length))
-    assert (copy.short() - _decode(appended.old, np.arange(length)).short()).abs().max() <= 1
+    assert psnr_db(copy, _decode(appended.old, np.arange(length))).min() > 45
 
 
 def test_added_latents_are_what_the_stored_encoder_makes_of_the_frames(appended: Appended) -> None:
@@ -214,7 +233,9 @@ def test_added_latents_are_what_the_stored_encoder_makes_of_the_frames(appended:
     rows = np.arange(len(pack.frames) - len(frames), len(pack.frames))[:, None]
     keys, units = select_units(pack.frames, rows)
     keyframes = torch.from_numpy(pack.keyframes(keys)).permute(0, 3, 1, 2) if len(keys) else torch.empty(0)
-    values = pack.load_backend(with_encoder=True).encode_latents(frames.unsqueeze(1), keyframes, units).numpy()
+    backend = pack.load_backend(with_encoder=True)
+    with autocast(CPU) if backend.latent_bits is None else nullcontext():
+        values = backend.encode_latents(frames.unsqueeze(1), keyframes, units).numpy()
     stored, is_key = pack.latents(), pack.frames.at(rows[:, 0]).is_key
     symbols = stored.symbols[-(~is_key).sum() :].astype(np.float32)
     if stored.grid is None:
@@ -222,21 +243,20 @@ def test_added_latents_are_what_the_stored_encoder_makes_of_the_frames(appended:
     else:
         minimum, scale = (part.astype(np.float32)[:, None, None] for part in (stored.grid.minimum, stored.grid.scale))
         wanted = ((values - minimum) / np.where(scale == 0, np.inf, scale)).clip(0, 63) - 128
-    apart = np.abs(symbols - wanted[~is_key])
-    assert np.median(apart) <= 0.5, "rounded"
-    assert apart.max() < 1.6, "but for the number format that it is encoded in"
+    is_rounded = np.abs(symbols - wanted[~is_key]) < 0.51
+    assert is_rounded.mean() > 0.98, "all but for the number format, in which a batch can make a difference"
+    assert len(np.unique(symbols)) > 3, "or any encoder would do"
 
 
+@pytest.mark.parametrize("appended", [("dnerv", "fast")], indirect=True, ids="-".join)
 def test_key_frames_look_like_their_originals(appended: Appended) -> None:
     """However little the network was trained, they are stored as images."""
-    if appended.old.description.key_interval is None:
-        pytest.skip("there are none")
     pack, originals = appended.new, _originals(appended.old_source, appended.new_source)
     rows = pack.frames.key_rows
     assert rows.tolist() == [0, 8, 9, 11, 12, 20, 21, 29, 30]
     decoded = _decode(pack, rows)
-    assert psnr_db(decoded, originals[rows]).min() > 25
-    assert psnr_db(decoded, originals[rows - 1]).max() < 25, "a neighbour fits as well: this would prove nothing"
+    assert psnr_db(decoded, originals[rows]).min() > 22
+    assert psnr_db(decoded, originals[rows - 1]).max() < 18, "a neighbour fits as well: this would prove nothing"
 
 
 def test_the_result_tells_the_truth(appended: Appended) -> None:
@@ -275,7 +295,7 @@ def test_progress_is_told_stage_by_stage(appended: Appended) -> None:
 # --- again and in other ways ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("appended", [KINDS[0]], indirect=True, ids="-".join)
+@pytest.mark.parametrize("appended", [("dnerv", "fast")], indirect=True, ids="-".join)
 def test_adding_to_what_was_added_to(appended: Appended, more_source: Path, out: Path) -> None:
     """In place this time: the new pack is written over the one that it is made from."""
     path = out / "a.nvpack"
@@ -361,6 +381,7 @@ def _refuse(error: type[Exception], text: str, pack: Path, source: Path, output:
         ("nerv", "fast", "NeRV stores nothing for a frame but its network, which every new video would have to be"),
         ("dnerv", "paper", r"D-NeRV as published stores no latents: .*; the fast configuration can encode new ones"),
     ],
+    ids=["hnerv", "nerv", "dnerv-paper"],
 )
 def test_packs_that_no_videos_can_be_added_to(
     backend: str, config: tiny.Config, reason: str, make_pack: MakePack, new_source: Path, out: Path
@@ -398,6 +419,18 @@ def test_files_that_are_not_there(appendable: Path, new_source: Path, out: Path,
     _refuse(FileNotFoundError, text, appendable, new_source, out / "missing" / "a.nvpack")
 
 
+def test_a_damaged_encoder_is_named(appendable: Path, new_source: Path, out: Path, tmp_path: Path) -> None:
+    """Reading the videos of a pack does not touch it."""
+    path, codes = tmp_path / "damaged.nvpack", Pack(appendable).reader.tensor("encoder.codes").tobytes()
+    data = bytearray(appendable.read_bytes())
+    data[data.index(codes) + len(codes) // 2] ^= 0x04
+    path.write_bytes(data)
+    rows = np.arange(sum(OLD.values()))
+    assert torch.equal(_decode(Pack(path), rows), _decode(Pack(appendable), rows))
+    text = r"damaged\.nvpack: tensor encoder\.codes is damaged: its bytes do not match its sha256"
+    _refuse(PackError, text, path, new_source, out / "a.nvpack")
+
+
 @pytest.mark.parametrize("stage", ["encode_latents", "save_with_weights", "encode_to_files"])
 def test_nothing_stays_behind(
     appendable: Path, new_source: Path, out: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -417,7 +450,6 @@ def test_nothing_stays_behind(
         ({"backend": "nerv", "config": "paper"}, "appendable=True: NeRV stores nothing for a frame but its network"),
         ({"config": "paper"}, "appendable=True: D-NeRV as published stores no latents"),
         ({"backend": "hnerv", "scope": "video"}, "appendable=True: the network of one video cannot encode another"),
-        ({"scope": "video"}, "'dnerv' shares one network between all videos; scope='video' goes with nerv, cnerv and"),
     ],
 )
 def test_settings_that_make_no_appendable_pack(settings: dict[str, Any], text: str) -> None:
@@ -508,3 +540,35 @@ def test_packing_and_adding_as_typed(
     assert _run("info", out / "b.nvpack") == 0
     assert "3 videos, 3 classes: back, right, up" in capsys.readouterr().out
     assert _run("verify", out / "b.nvpack") == 0
+
+
+# --- what a stranger's pack says about itself -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("claim", ["many", -9, True, None, [1]])
+def test_counts_of_added_videos_that_are_nonsense_count_as_none(claim: object, tmp_path: Path) -> None:
+    source = tiny.write_corpus(tmp_path / "source", {"left/two.avi": 2})
+    old = tiny.pack_tiny(source, tmp_path / "old.nvpack", "fast", appendable=True)
+    manifest = {k: v for k, v in old.reader.manifest.items() if k not in RESERVED_MANIFEST_KEYS}
+    manifest["training"] = {**manifest["training"], "appended_videos": claim, "appended_frames": claim}
+    write_pack(tmp_path / "odd.nvpack", manifest, {name: old.reader.tensor(name) for name in old.reader.tensor_names})
+    new = tiny.write_corpus(tmp_path / "new", {"up/three.avi": 3})
+    neuralloader.append(tmp_path / "odd.nvpack", new, tmp_path / "new.nvpack")
+    training = Pack(tmp_path / "new.nvpack").description.training
+    assert (training["appended_videos"], training["appended_frames"]) == (1, 3)
+
+
+def test_a_source_that_was_skipped_may_come_later_or_be_skipped_again(tmp_path: Path) -> None:
+    source = tiny.write_corpus(tmp_path / "source", {"a/good.avi": 2})
+    bad = source / "a" / "bad.avi"
+    bad.write_bytes(b"no video")
+    tiny.pack_tiny(source, tmp_path / "0.nvpack", "fast", appendable=True, on_error="skip")
+    more = tiny.write_corpus(tmp_path / "more", {"a/more.avi": 2})
+    (more / "a" / "bad.avi").write_bytes(b"still no video")
+    neuralloader.append(tmp_path / "0.nvpack", more, tmp_path / "1.nvpack", on_error="skip")
+    assert [skipped.name for skipped in Pack(tmp_path / "1.nvpack").index.skipped] == ["a/bad.avi"]
+    mended = tiny.write_corpus(tmp_path / "mended", {"a/bad.avi": 3})
+    neuralloader.append(tmp_path / "1.nvpack", mended, tmp_path / "2.nvpack")
+    index = Pack(tmp_path / "2.nvpack").index
+    assert [video.name for video in index.videos] == ["a/good.avi", "a/more.avi", "a/bad.avi"]
+    assert index.skipped == ()

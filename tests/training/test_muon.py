@@ -8,8 +8,8 @@ from neuralloader.training.muon import StackedMuon, orthogonalize
 
 RATE = 0.1
 # Directions are bfloat16, with 8 bits. Products summed in another order round to a neighbour now and then, and the
-# iteration, whose slope is up to 3.4, enlarges that: 2 ** -6 of the rate allows some such roundings in an entry, of which
-# the largest are about 1. On a CPU the two were equal to the bit.
+# iteration, whose slope is up to 3.4, enlarges that. Entries are below 1, most of them far, and 2 ** -6 of the rate
+# leaves room for some such roundings; on a CPU the two were equal to the bit.
 TOLERANCE = RATE * 2**-6  # for each step
 SHAPES = pytest.mark.parametrize("shape", [(12, 12), (24, 6), (6, 24)], ids=["square", "tall", "wide"])
 SCALES = torch.tensor([1e-3, 1.0, 1e3]).view(3, 1, 1)  # of the gradients: a norm shared by the stack would show
