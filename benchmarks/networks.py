@@ -9,35 +9,34 @@ decoded one network after the other by plain modules ("loop"), and together by
     columns      every patch a row of a matrix, and one batched product
     vmap         ``torch.func.vmap`` over a plain network
 
-all from the same weights, to the same frames (checked), taking turns; the median over rounds. The last column is the
-product's own decoder, which splits the batch into steps. Networks are untrained: speed does not depend on it. Prints
-Markdown.
+all from the same weights, to the same frames (checked), taking turns; the median over rounds. "decoder" is the product's
+own, from an opened pack: it fetches weights and latents and splits the batch into steps. Networks are untrained: speed
+does not depend on it. Prints Markdown.
 """
 
 import argparse
 import statistics
+import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from neuralloader.backends import BACKENDS, Backend, Units, network_of
 from neuralloader.backends.base import strip_parameters
+from neuralloader.backends.blocks import from_groups, to_groups
 from neuralloader.backends.precision import autocast
-from neuralloader.backends.stacked import (
-    StackedConv2d,
-    decode_with,
-    get_network,
-    select_networks,
-    set_network,
-    stack_networks,
-)
-from neuralloader.loading.decode import VALUES_PER_STEP, to_uint8
-from neuralloader.loading.planner import plan_network_steps
+from neuralloader.backends.stacked import StackedConv2d, get_network, set_network, stack_networks
+from neuralloader.clips import UNLABELLED, VideoInfo, index_corpus
+from neuralloader.container.index import PackIndex
+from neuralloader.loading.decode import Decoder, to_uint8
 from neuralloader.metrics.speed import calls_per_second
+from neuralloader.packfile import Pack, PackDescription, round_latents, save_pack
+from neuralloader.training.rounding import round_in_place
 
 BACKEND_NAMES = ("nerv", "cnerv", "hnerv")
 ROUNDS = 3
@@ -47,6 +46,7 @@ Decode = Callable[[], Tensor]
 def convolve_columns(self: StackedConv2d, x: Tensor) -> Tensor:
     """Instead of ``StackedConv2d.forward``, for stride 1: one batched product of patches and weights."""
     networks, out_channels, in_channels, height, width = self.weight.shape
+    x = from_groups(x, self)
     padding = (height // 2, height // 2, width // 2, width // 2)
     maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, *padding[2:], *padding[:2])).contiguous()
     num_maps, rows, columns, _ = maps.shape
@@ -55,7 +55,7 @@ def convolve_columns(self: StackedConv2d, x: Tensor) -> Tensor:
     patches = maps.as_strided(size, strides).reshape(networks, -1, height * width * in_channels)
     matrix = self.weight.permute(0, 3, 4, 2, 1).reshape(networks, -1, out_channels)
     y = torch.baddbmm(self.bias.to(patches.dtype).unsqueeze(1), patches, matrix.to(patches.dtype))
-    return y.view(num_maps, size[1], size[2], out_channels).permute(0, 3, 1, 2)
+    return to_groups(y.view(num_maps, size[1], size[2], out_channels).permute(0, 3, 1, 2), self)
 
 
 def make_stack(name: str, width: int, size: tuple[int, int], num_networks: int) -> Backend:
@@ -68,16 +68,18 @@ def make_stack(name: str, width: int, size: tuple[int, int], num_networks: int) 
 
 
 def methods(
-    name: str, width: int, size: tuple[int, int], num_networks: int, frames: int, device: torch.device
+    name: str, width: int, size: tuple[int, int], num_networks: int, frames: int, device: torch.device, folder: Path
 ) -> dict[str, Decode]:
     """Each a call that decodes the batch to (V * n, 3, H, W) uint8."""
     record = network_of(name, "fast", width, size)
-    stack = make_stack(name, width, size, num_networks).to(device)
+    stack = make_stack(name, width, size, num_networks)
+    round_in_place(stack, 8)  # to decode what a pack of it does
+    stack = stack.to(device)
     alone = [strip_parameters(BACKENDS[name, "fast"][1](record)).to(device).eval() for _ in range(num_networks)]
     for row, network in enumerate(alone):
         get_network(stack, row, network)
     count = num_networks * frames
-    time = torch.rand(count, 1, dtype=torch.float64)
+    time = (torch.arange(count, dtype=torch.float64) % frames / frames).view(-1, 1)
     units = Units(torch.full((count, 2), -1), torch.zeros(count, 1), torch.zeros(count, 1), time).to(device)
     latents = None
     if stack.latent_shape is not None:
@@ -116,19 +118,50 @@ def methods(
         with plain:
             return to_uint8(torch.func.vmap(decode_one)(weights, *parted).flatten(0, 2))
 
-    def steps() -> Tensor:
-        networks = torch.arange(num_networks).repeat_interleave(frames)
-        per_step = VALUES_PER_STEP[device.type] // (size[0] * size[1] * stack.values_per_pixel)
-        out = torch.empty((count, 3, *size), dtype=torch.uint8, device=device)
-        for step in plan_network_steps(networks.numpy(), max(1, per_step)):
-            assert step.networks is not None
-            places = torch.from_numpy(step.places).to(device)
-            weights = select_networks(stack, torch.from_numpy(step.networks).to(device))
-            own = None if latents is None else latents[places]
-            out[places] = to_uint8(decode_with(stack, weights, rows_of(units, places), own).flatten(0, 1))
-        return out
+    decoder = Decoder(Pack(save(stack, name, record, size, frames, latents, folder)), device)
+    rows = np.arange(count)
+    return {
+        "loop": loop,
+        "grouped": together,
+        "columns": columns,
+        "vmap": vmapped,
+        "decoder": lambda: decoder.decode(rows),
+    }
 
-    return {"loop": loop, "grouped": together, "columns": columns, "vmap": vmapped, "in steps": steps}
+
+def save(
+    stack: Backend,
+    name: str,
+    record: object,
+    size: tuple[int, int],
+    frames: int,
+    latents: Tensor | None,
+    folder: Path,
+) -> Path:
+    """A pack of a video for each network, whose latents are these, and whose weights the stack then gets as stored."""
+    num_networks = stack.num_networks or 0
+    clips, keys = index_corpus(np.full(num_networks, frames), frames_per_clip=8, key_interval=None)
+    videos = [VideoInfo(f"{i}.avi", UNLABELLED, frames, frames, 25.0, 25.0, size) for i in range(num_networks)]
+    description = PackDescription(
+        backend=name,
+        config="fast",
+        network=record,
+        frame_size=size,
+        frames_per_clip=8,
+        key_interval=None,
+        frame_rate=None,
+        classes=(),
+        keyframe_codec="png",
+        keyframe_quality=50,
+        weight_bits=8,
+        training={},
+        quality={},
+        scope="video",
+    )
+    rounded = None if latents is None else round_latents(latents.cpu().numpy(), None)
+    path = folder / "networks.nvpack"
+    save_pack(path, description, PackIndex(tuple(videos), (), clips, keys), stack.cpu(), [], rounded, overwrite=True)
+    return path
 
 
 class _Plain(torch.nn.Module):
@@ -145,7 +178,7 @@ class _Plain(torch.nn.Module):
 def time_methods(calls: dict[str, Decode], device: torch.device) -> dict[str, float]:
     """Milliseconds of each, median over rounds in which all take turns; they must agree on the frames."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.inference_mode(), autocast(device) if device.type != "mps" else nullcontext():
+    with torch.inference_mode(), autocast(device):
         expected = calls["loop"]().int()
         for name, call in calls.items():
             difference = (call().int() - expected).abs().float()
@@ -167,17 +200,19 @@ def main() -> None:
     device = torch.device(options.device)
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {options.clips} networks of width")
     print(f"{options.width}, a clip each; milliseconds a batch\n")
-    names = ["loop", "grouped", "columns", "vmap", "in steps"]
-    print(f"| network | frame | frames a clip | {' | '.join(names)} | loop / in steps |")
+    names = ["loop", "grouped", "columns", "vmap", "decoder"]
+    print(f"| network | frame | frames a clip | {' | '.join(names)} | loop / decoder |")
     print("|---" * (len(names) + 4) + "|", flush=True)
     for backend in BACKEND_NAMES:
         for text in options.sizes:
             height, width = (int(side) for side in text.split("x"))
             for frames in options.frames:
-                calls = methods(backend, options.width, (height, width), options.clips, frames, device)
-                found = time_methods(calls, device)
+                with tempfile.TemporaryDirectory() as folder:
+                    size = (height, width)
+                    calls = methods(backend, options.width, size, options.clips, frames, device, Path(folder))
+                    found = time_methods(calls, device)
                 cells = [f"{found[name]:.1f}" for name in names]
-                ratio = found["loop"] / found["in steps"]
+                ratio = found["loop"] / found["decoder"]
                 print(f"| {backend} | {text} | {frames} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
 
 

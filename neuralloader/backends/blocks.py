@@ -52,6 +52,30 @@ def spread(parameter: Tensor, num_axes: int, num_rows: int) -> Tensor:
     return parameter if parameter.ndim == num_axes else parameter.repeat_interleave(num_rows // len(parameter), dim=0)
 
 
+def to_groups(x: Tensor, conv: nn.Module) -> Tensor:
+    """Maps in the layout that convolutions like this one are fast in.
+
+    Args:
+        x: (M, C, H, W); M = V * n before the convolution of a stack of V networks.
+        conv: a convolution, or a stack of them (``stacked.StackedConv2d``).
+
+    Returns:
+        The same, channels last; or (n, V * C, H, W), the channels of each network behind one another.
+    """
+    num_networks = getattr(conv, "num_networks", None)
+    if num_networks is None or num_networks == 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.unflatten(0, (num_networks, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def from_groups(x: Tensor, conv: nn.Module) -> Tensor:
+    """The inverse: (M, C, H, W) again."""
+    num_networks = getattr(conv, "num_networks", None)
+    if num_networks is None or num_networks == 1:
+        return x
+    return x.unflatten(1, (num_networks, -1)).transpose(0, 1).flatten(0, 1)
+
+
 class KeyframeWarp(nn.Module):
     """Warp the maps of the two key-frames of every frame to that frame (D-NeRV, section 3.2).
 
@@ -182,10 +206,10 @@ class UpsampleDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, channels[0], H / product of the strides, W / product) -> (M, 3, H, W) float32 in 0..1."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = to_groups(x, self.head)
         for stage in self.stages:
             x = stage(x)
-        return (torch.tanh(self.head(x).float()) + 1) / 2
+        return (torch.tanh(from_groups(self.head(x), self.head).float()) + 1) / 2
 
 
 def halve_channels(

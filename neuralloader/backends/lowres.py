@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuralloader.backends.base import refuse_size
-from neuralloader.backends.blocks import UpsampleBlock, spread
+from neuralloader.backends.blocks import UpsampleBlock, from_groups, spread, to_groups
 from neuralloader.backends.cosine import CosineTransform, dct_waves
 
 HEAD_STRIDE = 4  # the head's PixelShuffle: from 1/4 of the frame to the frame
@@ -99,8 +99,9 @@ class FrameTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Frames, float32, nominally in 0..1."""
-        x = F.gelu(self.base(x.contiguous(memory_format=torch.channels_last)))
+        x = F.gelu(self.base(to_groups(x, self.base)))
         for stage in self.stages:
             x = stage(x)
         x = x + F.gelu(self.hidden(x))
-        return F.pixel_shuffle(self.out(x).float(), HEAD_STRIDE) * UNIT + CENTRE
+        x = from_groups(self.out(x), self.out)
+        return F.pixel_shuffle(x.float(), HEAD_STRIDE) * UNIT + CENTRE

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuralloader.backends.base import Backend, Units
+from neuralloader.backends.blocks import from_groups, to_groups
 
 
 def stack_networks(network: Backend, num_networks: int) -> Backend:
@@ -87,33 +88,37 @@ class _Decode(nn.Module):
 
 
 class StackedConv2d(nn.Module):
-    """V convolutions: (V * n, C, H, W) -> (V * n, C', H', W')."""
+    """V convolutions as one with V groups of channels.
+
+    (V * n, C, H, W) -> (V * n, C', H', W'), or (n, V * C, H, W) -> (n, V * C', H', W'): between convolutions that
+    follow one another, maps stay in the second layout (``blocks.to_groups``), which saves two copies for each.
+    """
 
     def __init__(self, conv: nn.Conv2d, num_networks: int):
         super().__init__()
         if conv.padding_mode != "zeros" or conv.dilation != (1, 1):
             raise TypeError(f"no stack is known of {conv}")
         self.weight, self.bias = _repeated(conv, num_networks)
-        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+        self.stride, self.padding, self.groups, self.in_channels = (
+            conv.stride,
+            conv.padding,
+            conv.groups,
+            conv.in_channels,
+        )
+
+    @property
+    def num_networks(self) -> int:
+        """Of the weights it is called with, which need not be all of the stack's."""
+        return len(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        num_networks, out_channels, _, *kernel = self.weight.shape
-        if num_networks == 1:
-            return F.conv2d(x, self.weight[0], self.bias[0], self.stride, self.padding, groups=self.groups)
-        if kernel == [1, 1] and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
-            return self._pointwise(x)
-        # (V * n, C, ...) -> (n, V * C, ...): each network's channels are a group
-        maps = x.unflatten(0, (num_networks, -1)).transpose(0, 1).flatten(1, 2)
-        weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
-        y = F.conv2d(maps, weight, bias, self.stride, self.padding, groups=num_networks * self.groups)
-        return y.unflatten(1, (num_networks, out_channels)).transpose(0, 1).flatten(0, 1)
+        if self.num_networks > 1 and x.shape[1] == self.in_channels:
+            return from_groups(self._convolve(to_groups(x, self)), self)
+        return self._convolve(x)
 
-    def _pointwise(self, x: Tensor) -> Tensor:
-        """A 1x1 convolution is a matrix product."""
-        num_networks, out_channels = self.weight.shape[:2]
-        pixels = x.permute(0, 2, 3, 1).reshape(num_networks, -1, x.shape[1])  # (V, n * H * W, C)
-        y = torch.baddbmm(self.bias.unsqueeze(1), pixels, self.weight.flatten(2).transpose(1, 2))
-        return y.view(len(x), *x.shape[2:], out_channels).permute(0, 3, 1, 2)
+    def _convolve(self, x: Tensor) -> Tensor:
+        groups = self.num_networks * self.groups
+        return F.conv2d(x, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, self.padding, groups=groups)
 
 
 class StackedLinear(nn.Module):

@@ -1,6 +1,6 @@
 """From rows of the frame table to uint8 frames on a device: plan, key-frames, network, gather."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ KEYFRAME_CACHE_BYTES = 1 << 30
 # Frames decoded at a time, in values of their widest map: bounds the memory. A CPU gains nothing from more, and loses
 # with a wide network (docs/experiments.md).
 VALUES_PER_STEP = {"cpu": 1 << 22, "cuda": 1 << 28}
+STACK_VALUES_PER_STEP = {"cpu": 1 << 19, "cuda": 1 << 28}  # the same where many networks decode together
 
 
 class FrameDecoder(Protocol):
@@ -63,7 +64,8 @@ class Decoder:
         self._keyframes = KeyframeCache(pack.keyframes, device, cache_bytes)
         height, width = pack.description.frame_size
         values_per_unit = self._backend.frames_per_unit * height * width * self._backend.values_per_pixel
-        self._units_per_step = max(1, VALUES_PER_STEP.get(device.type, VALUES_PER_STEP["cpu"]) // values_per_unit)
+        values_per_step = VALUES_PER_STEP if self._backend.num_networks is None else STACK_VALUES_PER_STEP
+        self._units_per_step = max(1, values_per_step.get(device.type, values_per_step["cpu"]) // values_per_unit)
 
     def decode(self, rows: np.ndarray) -> Tensor:
         """Decode frames; each unit they need is decoded once.
@@ -86,13 +88,13 @@ class Decoder:
             step_of[step.places], place_in_step[step.places] = number, np.arange(len(step.places))
         order = np.argsort(step_of[place], kind="stable")
         bounds = np.searchsorted(step_of[place][order], np.arange(len(steps) + 1))
-        frames = self._empty(len(rows))
+        parts = [self._empty(0)]
         for step, a, b in zip(steps, bounds, bounds[1:], strict=False):
             decoded = self._decode_units(self._units.rows[plan.units[step.places]], step.networks)  # (m, T, 3, H, W)
             requests = order[a:b]
             source = place_in_step[place[requests]] * frames_per_unit + slot[requests]
-            frames[self._on_device(requests)] = decoded.flatten(0, 1).index_select(0, self._on_device(source))
-        return frames
+            parts.append(_take(decoded.flatten(0, 1), source))
+        return _put_back(parts, order)
 
     def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
         """Decode times between frames.
@@ -118,12 +120,13 @@ class Decoder:
         rows, offsets = rows[order], offsets[order]
         units = rows if self._backend.frames_per_unit == 1 else self._pack.frames.at(rows).clip
         slot = rows - self._units.rows[units, 0]
-        frames = self._empty(len(rows))
+        parts, places = [self._empty(0)], [np.empty(0, np.int64)]
         for step in self._plan_steps(rows):
             decoded = self._decode_units(self._units.rows[units[step.places]], step.networks, offsets[step.places])
-            chosen = decoded[torch.arange(len(decoded)), self._on_device(slot[step.places])]  # (m, 3, H, W)
-            frames[self._on_device(order[step.places])] = chosen
-        return frames
+            place, first = np.unique(step.places, return_index=True)  # a network may repeat its last
+            parts.append(_take(decoded.flatten(0, 1), first * decoded.shape[1] + slot[place]))
+            places.append(place)
+        return _put_back(parts, order[np.concatenate(places)])
 
     def _plan_steps(self, rows: np.ndarray) -> list[DecodeStep]:
         """Steps over units, given the row of a frame of each, ascending."""
@@ -245,6 +248,23 @@ class JoinedDecoder:
         if number not in self._decoders:
             self._decoders[number] = Decoder(self._pack.packs[number], self.device, cache_bytes=self._cache_bytes)
         return self._decoders[number]
+
+
+def _take(frames: Tensor, indices: np.ndarray) -> Tensor:
+    """Some frames of a decoded step."""
+    if np.array_equal(indices, np.arange(len(frames))):
+        return frames
+    return frames.index_select(0, torch.from_numpy(indices).to(frames.device))
+
+
+def _put_back(parts: Sequence[Tensor], requests: np.ndarray) -> Tensor:
+    """Decoded parts in the order of the requests: frame i of all parts belongs to request ``requests[i]``.
+
+    Copies, since inference mode made the parts. (One part after the other into place would take seven times as long.)
+    """
+    inverse = np.empty(len(requests), np.int64)
+    inverse[requests] = np.arange(len(requests))
+    return _take(torch.cat(list(parts)), inverse)
 
 
 def to_uint8(frames: Tensor) -> Tensor:
