@@ -64,7 +64,8 @@ def test_small_steps_give_the_same_frames(pack: Pack, monkeypatch: pytest.Monkey
     backend = pack.load_backend()
     frames_per_unit = 8 if (pack.description.backend, pack.description.config) == ("dnerv", "paper") else 1
     values = units_per_step * frames_per_unit * tiny.SIZE[0] * tiny.SIZE[1] * backend.values_per_pixel
-    monkeypatch.setitem(decode.VALUES_PER_STEP, "cpu", values)
+    for bound in (decode.VALUES_PER_STEP, decode.STACK_VALUES_PER_STEP):
+        monkeypatch.setitem(bound, "cpu", values)
     calls: list[int] = []
     decoder = Decoder(pack, CPU)
     original: Callable[..., Tensor] = decoder._decode_units
