@@ -9,9 +9,9 @@ decoded one network after the other by plain modules ("loop"), and together by
     columns      every patch a row of a matrix, and one batched product
     vmap         ``torch.func.vmap`` over a plain network
 
-all from the same weights, to the same frames (checked), taking turns; the median over rounds. "decoder" is the product's
-own, from an opened pack: it fetches weights and latents and splits the batch into steps. Networks are untrained: speed
-does not depend on it. Prints Markdown.
+all from the same weights, to the same frames (checked), taking turns; the median over rounds. "decoder" is the
+product's own, from an opened pack: it fetches weights and latents and splits the batch into steps. Networks are
+untrained: speed does not depend on it. Prints Markdown.
 """
 
 import argparse

@@ -5,7 +5,6 @@ One tiny pack for each backend and configuration, made once a run, and how PyTor
 
 import functools
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -37,10 +36,6 @@ EPOCHS: dict[tuple[str, tiny.Config, Scope], int] = {
 }
 
 
-class MakePack(Protocol):
-    def __call__(self, backend: str, config: tiny.Config, scope: Scope = "corpus") -> tiny.TinyPack: ...
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Tiny networks gain nothing from threads, and lose much where other work runs beside them."""
@@ -54,7 +49,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> MakePack:
+def make_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tiny.MakePack:
     """Packs the tiny corpus, every frame stored; a second time, it gives the same pack again."""
 
     @functools.cache
@@ -65,13 +60,13 @@ def make_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
 
 
 @pytest.fixture(scope="session")
-def fast_pack(make_pack: MakePack) -> tiny.TinyPack:
+def fast_pack(make_pack: tiny.MakePack) -> tiny.TinyPack:
     """The tiny corpus in the fast configuration of D-NeRV."""
     return make_pack("dnerv", "fast")
 
 
 @pytest.fixture(scope="session")
-def paper_pack(make_pack: MakePack) -> tiny.TinyPack:
+def paper_pack(make_pack: tiny.MakePack) -> tiny.TinyPack:
     """The tiny corpus in the paper configuration of D-NeRV."""
     return make_pack("dnerv", "paper")
 
@@ -83,7 +78,7 @@ def any_pack(request: pytest.FixtureRequest) -> tiny.TinyPack:
 
 
 @pytest.fixture(scope="session", params=EPOCHS, ids="-".join)
-def every_pack(request: pytest.FixtureRequest, make_pack: MakePack) -> tiny.TinyPack:
+def every_pack(request: pytest.FixtureRequest, make_pack: tiny.MakePack) -> tiny.TinyPack:
     """The tiny corpus in every backend, configuration and scope in turn."""
     return make_pack(*request.param)
 

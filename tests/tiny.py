@@ -7,14 +7,14 @@ comes from. What is left to the tests: which numbers they expect where.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import counter
 import numpy as np
 import pytest
 
 import neuralloader
-from neuralloader.backends import CNeRVConfig, DNeRVConfig, HNeRVConfig, NeRVConfig, network_of
+from neuralloader.backends import CNeRVConfig, DNeRVConfig, HNeRVConfig, NeRVConfig, Scope, network_of
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
 from neuralloader.packfile import Pack
 from neuralloader.training import packer
@@ -46,6 +46,12 @@ class TinyPack:
     config: Config
     numbers: np.ndarray
     originals: np.ndarray
+
+
+class MakePack(Protocol):
+    """The fixture ``make_pack``: the tiny corpus, packed with any backend."""
+
+    def __call__(self, backend: str, config: Config, scope: Scope = "corpus") -> TinyPack: ...
 
 
 def draw_frames(num_frames: int, first_number: int, size: tuple[int, int] = SIZE) -> np.ndarray:

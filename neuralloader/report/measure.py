@@ -55,11 +55,14 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         "path": str(pack.path),
         "backend": description.backend,
         "config": description.config,
+        "scope": description.scope,
+        "is_appendable": pack.is_appendable,
         "network": dataclasses.asdict(description.network),
         "num_videos": len(index.videos),
         "num_clips": len(index.clips),
         "num_frames": len(pack.frames),
         "num_keyframes": len(index.keys),
+        "num_networks": pack.num_networks or 1,
         "num_parameters": pack.num_parameters,
         "classes": list(description.classes),
         "frame_size": list(description.frame_size),
@@ -97,8 +100,13 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     if facts["key_interval"] is not None:
         codec, quality = facts["keyframe_codec"], facts["keyframe_quality"]
         keyframes = f"{facts['num_keyframes']} key-frames ({codec}, quality {quality})"
+    networks = f"{facts['num_parameters']:,} parameters"
+    if facts["scope"] == "video":
+        networks += f" in {facts['num_networks']} networks, one for each video"
+    elif facts["is_appendable"]:
+        networks += "; videos can be added"
     lines = [
-        f"{facts['path']}: {facts['backend']} ({facts['config']}), {facts['num_parameters']:,} parameters",
+        f"{facts['path']}: {facts['backend']} ({facts['config']}), {networks}",
         f"{facts['num_videos']} video{'s' * (facts['num_videos'] != 1)}, {classes}",
         f"{facts['num_frames']} frames of {height}x{width} at {rate}, in {facts['num_clips']} clips of "
         f"{facts['frames_per_clip']}; {keyframes}",

@@ -1,7 +1,6 @@
 """Videos one by one: the frames of ``Decoder`` by number and by time, times between frames, and what errors say."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ CPU = torch.device("cpu")
 RATE = tiny.SOURCE_RATE
 NAMES = list(tiny.CORPUS)
 ONE, FOURTEEN = NAMES.index("left/one.avi"), NAMES.index("right/fourteen.avi")
-MakePack = Callable[[str, tiny.Config], tiny.TinyPack]
 SECOND = {"back/five.avi": 5, "right/three.avi": 3}
 ODD_RATE = 187  # of the second corpus: 1 / 187 * 187 is less than 1, 3 / 187 * 187 is more than 3
 INTERPOLATING: list[tuple[str, tiny.Config]] = [
@@ -53,7 +51,7 @@ def frames(fast_pack: tiny.TinyPack) -> Tensor:
 
 
 @pytest.fixture(params=INTERPOLATING, ids="-".join)
-def interpolating(request: pytest.FixtureRequest, make_pack: MakePack) -> tiny.TinyPack:
+def interpolating(request: pytest.FixtureRequest, make_pack: tiny.MakePack) -> tiny.TinyPack:
     """A pack of every kind of network that knows times between frames."""
     return make_pack(*request.param)
 
@@ -309,7 +307,7 @@ def test_just_behind_a_frame_lies_nearly_that_frame(interpolating: tiny.TinyPack
 
 
 @pytest.mark.parametrize("backend", ["dnerv", "cnerv", "hnerv"])
-def test_times_between_go_from_one_frame_to_the_next(make_pack: MakePack, backend: str) -> None:
+def test_times_between_go_from_one_frame_to_the_next(make_pack: tiny.MakePack, backend: str) -> None:
     """All the way. The paper's D-NeRV stays behind: in its clips a frame's place tells more than its time."""
     path = make_pack(backend, "fast").path
     video, frames = open_videos(path, device="cpu")[FOURTEEN], _decoded(path, FOURTEEN)
@@ -336,7 +334,7 @@ def test_times_between_in_any_order(interpolating: tiny.TinyPack) -> None:
 
 
 @pytest.mark.parametrize("config", ["fast", "paper"])
-def test_hnerv_decodes_latents_between_those_of_the_frames(make_pack: MakePack, config: tiny.Config) -> None:
+def test_hnerv_decodes_latents_between_those_of_the_frames(make_pack: tiny.MakePack, config: tiny.Config) -> None:
     """By hand: the latents of two neighbours, averaged, through the network."""
     path = make_pack("hnerv", config).path
     pack = Pack(path)
@@ -355,7 +353,7 @@ def test_hnerv_decodes_latents_between_those_of_the_frames(make_pack: MakePack, 
     _assert_same(_between(open_videos(path, device="cpu")[FOURTEEN], 0.5), by_hand)
 
 
-def test_nerv_knows_no_times_between(make_pack: MakePack) -> None:
+def test_nerv_knows_no_times_between(make_pack: tiny.MakePack) -> None:
     path = make_pack("nerv", "fast").path
     text = r"fast\.nvpack: NeRV is a list of frames by number: what it gives for a time between two of them means"
     with pytest.raises(ValueError, match=text):
@@ -430,7 +428,7 @@ def test_the_public_name() -> None:
     assert neuralloader.open_videos is open_videos
 
 
-def test_nerv_gives_frames_at_their_own_times(make_pack: MakePack) -> None:
+def test_nerv_gives_frames_at_their_own_times(make_pack: tiny.MakePack) -> None:
     path = make_pack("nerv", "fast").path
     for videos in (open_videos(path, device="cpu"), open_videos([path], device="cpu")):
         video = videos[2]

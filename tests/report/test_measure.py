@@ -137,3 +137,18 @@ def test_texts_of_strangers_cannot_command_a_terminal(fast_pack: tiny.TinyPack) 
     assert "\\x1b[2Jleft, rechts ä 跳" in text
     assert "a\\nb.avi: \\x07bad" in text
     assert not {"\x1b", "\x07"} & set(text)
+
+
+def test_the_first_line_tells_of_networks_and_of_what_can_be_added(make_pack: tiny.MakePack, tmp_path: Path) -> None:
+    path = make_pack("hnerv", "fast", "video").path
+    facts = describe_pack(Pack(path))
+    assert (facts["scope"], facts["num_networks"], facts["is_appendable"]) == ("video", 4, False)
+    assert info_lines(facts)[0] == (
+        f"{path}: hnerv (fast), {facts['num_parameters']:,} parameters in 4 networks, one for each video"
+    )
+    source = tiny.write_corpus(tmp_path / "source", {"a/b.avi": 2})
+    pack = tiny.pack_tiny(source, tmp_path / "a.nvpack", "fast", appendable=True)
+    facts = describe_pack(pack)
+    assert (facts["scope"], facts["num_networks"], facts["is_appendable"]) == ("corpus", 1, True)
+    assert facts["ledger"]["encoder"] > 0
+    assert info_lines(facts)[0].endswith(f"dnerv (fast), {facts['num_parameters']:,} parameters; videos can be added")

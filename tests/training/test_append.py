@@ -3,7 +3,7 @@
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ from neuralloader.packfile import verify_pack
 from neuralloader.training.append import AppendResult
 
 CPU = torch.device("cpu")
-MakePack = Callable[[str, tiny.Config], tiny.TinyPack]
 OLD = {"left/a.avi": 9, "right/b.avi": 3}
 # a new class that sorts before the old ones, whose first video has the frames of left/a.avi; and one more of an old one
 NEW = {"back/copy.avi": 9, "right/c.avi": 10}
@@ -384,7 +383,7 @@ def _refuse(error: type[Exception], text: str, pack: Path, source: Path, output:
     ids=["hnerv", "nerv", "dnerv-paper"],
 )
 def test_packs_that_no_videos_can_be_added_to(
-    backend: str, config: tiny.Config, reason: str, make_pack: MakePack, new_source: Path, out: Path
+    backend: str, config: tiny.Config, reason: str, make_pack: tiny.MakePack, new_source: Path, out: Path
 ) -> None:
     path = make_pack(backend, config).path
     text = rf"{re.escape(str(path))}: no videos can be added to it: {reason}"
