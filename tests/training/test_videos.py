@@ -120,8 +120,8 @@ def test_each_network_learns_its_own_video() -> None:
             batch = data.unit_batch(rows)
             decoded = alone.decode((), batch.units, torch.from_numpy(trained.latents[rows]).round())[:, 0]
             errors[row, video] = (decoded - frames[rows]).square().mean()
-    assert errors[0, 0] < errors[1, 0] / 4
-    assert errors[1, 1] < errors[0, 1] / 4
+    assert errors[0, 0] < errors[1, 0] / 2
+    assert errors[1, 1] < errors[0, 1] / 2
 
 
 def test_held_out_frames_are_encoded_and_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
