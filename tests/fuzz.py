@@ -139,6 +139,8 @@ def mutate(path: Path, seed: int, number: int) -> Mutation:
         what, data = kind(path.read_bytes(), rng)
         return Mutation(what, data, is_signed=False)
     parts = Parts.of(path)
+    if kind in NEED_KEYFRAMES and "keyframes.data" not in parts.tensors:
+        kind = _pick(rng, [each for each in FORGERIES if each not in NEED_KEYFRAMES])
     what = kind(parts, rng)
     return Mutation(f"{kind.__name__.strip('_')}: {what}", parts.sign(), is_signed=True)
 
@@ -314,11 +316,12 @@ def fit_weights(parts: Parts, rng: np.random.Generator) -> str:
     except Exception as error:  # the library must find out too
         return f"no such network ({type(error).__name__})"
     parts.manifest["weights"] = [[name, shape, None] for name, shape in shapes.items()]
-    num_codes = sum(int(np.prod(np.array(shape, object))) for shape in shapes.values())
+    num_networks = len(parts.tensors["videos.num_frames"]) if parts.manifest.get("scope") == "video" else 1
+    num_codes = num_networks * sum(int(np.prod(np.array(shape, object))) for shape in shapes.values())
     bytes_per_code = 1 if parts.manifest["weight_levels"] in range(257) else 2
     parts.tensors["weights.codes"] = np.frombuffer(_zeros_frame(bytes_per_code * num_codes), np.uint8)
-    parts.tensors["scales.minimum"] = np.full(len(shapes), _pick(rng, [0, 0.01, -3]), np.float16)
-    parts.tensors["scales.scale"] = np.zeros(len(shapes), np.float16)
+    parts.tensors["scales.minimum"] = np.full(num_networks * len(shapes), _pick(rng, [0, 0.01, -3]), np.float16)
+    parts.tensors["scales.scale"] = np.zeros(num_networks * len(shapes), np.float16)
     return f"{num_codes} weights"
 
 
@@ -426,7 +429,7 @@ INTEGER_TABLES = (
 
 
 def _table_value(parts: Parts, rng: np.random.Generator) -> str:
-    name = _pick(rng, [name for name in INTEGER_TABLES if name in parts.tensors])
+    name = _pick(rng, [name for name in INTEGER_TABLES if name in parts.tensors and parts.tensors[name].size])
     values = parts.tensors[name].astype(object).ravel()
     row = int(rng.integers(len(values)))
     values[row] = _pick(rng, (*NUMBERS, *values, -(2**63)))
@@ -773,6 +776,9 @@ FORGERIES = (
 )
 
 
+NEED_KEYFRAMES: tuple[Callable[..., Any], ...] = (_videos, _no_keys, _images, _template, _several)
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -794,7 +800,7 @@ def read_everything(path: Path, *, decode: bool) -> str:
     facts = describe_pack(pack)
     told = "\n".join(info_lines(facts)).replace(str(path), "").encode()
     digest.update(told + json.dumps({**facts, "path": ""}).encode())
-    for name, values in stored_parameters(pack.load_backend()).items():
+    for name, values in pack.load_backend(with_encoder=pack.is_appendable).named_parameters():
         digest.update(name.encode() + values.numpy().tobytes())
     if pack.latent_shape is not None:
         latents = pack.latents()

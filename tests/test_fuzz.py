@@ -19,18 +19,28 @@ MAX_MEMORY_RATIO = 2.0
 @pytest.mark.timeout(120)
 def test_mutations(any_pack: tiny.TinyPack, tmp_path: Path) -> None:
     """Another set for each pack, so that together they see more."""
-    intact = {decode: fuzz.read_everything(any_pack.path, decode=decode) for decode in (False, True)}
-    seed = 10 if any_pack.config == "fast" else 11
+    _mutate_and_read(any_pack.path, tmp_path, seed=10 if any_pack.config == "fast" else 11, count=FAST_COUNT)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("name", "seed"), [("hnerv-paper-videos", 12), ("dnerv-fast-appendable", 13)])
+def test_mutations_of_other_kinds(name: str, seed: int, tmp_path: Path) -> None:
+    """A network for each video, with latents on grids of their own; and a pack with its encoder."""
+    _mutate_and_read(Path(__file__).parent / "golden" / f"{name}.nvpack", tmp_path, seed, count=FAST_COUNT)
+
+
+def _mutate_and_read(path: Path, folder: Path, seed: int, count: int) -> None:
+    intact = {decode: fuzz.read_everything(path, decode=decode) for decode in (False, True)}
     outcomes = {"refused": 0, "identical": 0, "read": 0}
-    for number in range(FAST_COUNT):
-        mutation = fuzz.mutate(any_pack.path, seed, number)
+    for number in range(count):
+        mutation = fuzz.mutate(path, seed, number)
         decode = number % 5 == 0
         try:
-            outcome = fuzz.check(mutation, tmp_path / "fuzzed.nvpack", intact[decode], decode=decode)
+            outcome = fuzz.check(mutation, folder / "fuzzed.nvpack", intact[decode], decode=decode)
         except Exception as error:
             pytest.fail(f"mutation {number} of seed {seed} ({mutation.what:.200}): {type(error).__name__}: {error}")
         outcomes[outcome] += 1
-    assert outcomes["refused"] > FAST_COUNT / 2, outcomes
+    assert outcomes["refused"] > count / 2, outcomes
     assert outcomes["read"] > 0, outcomes
 
 

@@ -25,9 +25,21 @@ def test_python_block_runs(fast_pack: tiny.TinyPack, tmp_path: Path, monkeypatch
     assert names["video"].shape == (8, 3, *tiny.SIZE)  # type: ignore[attr-defined]
 
 
+def test_python_block_of_more_videos_runs(
+    fast_pack: tiny.TinyPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "more-videos.md").read_text("utf-8"), re.DOTALL)
+    shutil.copy(fast_pack.path, tmp_path / "ucf.nvpack")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert len(names["video"]) == 9  # type: ignore[arg-type]
+
+
 def test_commands_parse() -> None:
-    commands = re.findall(r"^neuralloader ([^#\n]+)", README, re.MULTILINE)
-    assert len(commands) >= 2
+    pages = README + (ROOT / "docs" / "more-videos.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^neuralloader ([^#\n]+)", pages, re.MULTILINE)
+    assert len(commands) >= 6
     for command in commands:
         cli._parser().parse_args(shlex.split(command))
 

@@ -99,12 +99,8 @@ class StackedConv2d(nn.Module):
         if conv.padding_mode != "zeros" or conv.dilation != (1, 1):
             raise TypeError(f"no stack is known of {conv}")
         self.weight, self.bias = _repeated(conv, num_networks)
-        self.stride, self.padding, self.groups, self.in_channels = (
-            conv.stride,
-            conv.padding,
-            conv.groups,
-            conv.in_channels,
-        )
+        self.in_channels, self.groups = conv.in_channels, conv.groups
+        self.stride, self.padding = conv.stride, conv.padding
 
     @property
     def num_networks(self) -> int:

@@ -67,7 +67,7 @@ def verify_pack(path: str | os.PathLike[str], on_progress: Callable[[float], Non
         return Verification(len(names), 0, 0, _each_once([*problems, str(error)]))
 
     num_keys, num_clips = len(pack.index.keys), len(pack.index.clips)
-    check(pack.load_backend)
+    check(lambda: pack.load_backend(with_encoder=pack.is_appendable))
     if has_latents:
         for rows in _steps(num_clips, CLIPS_PER_STEP):
             _check_each(pack.latents, rows, check)

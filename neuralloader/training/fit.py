@@ -1,7 +1,7 @@
 """The training loop: the same for every backend; only the recipe and the unit differ."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ from neuralloader.training.losses import LOSSES, psnr_db, squared_error
 from neuralloader.training.optimizer import MatrixOptimizer
 from neuralloader.training.recipes import Recipe
 from neuralloader.training.rounding import rounded_weights
+from neuralloader.training.samplers import open_sampler
 
 MAX_BAD_STEPS = 20  # in a row, before training is given up
-STEPS_PER_EPOCH = 20  # a small corpus gets smaller steps than the recipe's, so that an epoch still has about this many
 
 
 class TrainingDiverged(RuntimeError):
@@ -96,7 +96,7 @@ def fit(
         TrainingDiverged: the loss was not finite for many steps in a row.
     """
     torch.manual_seed(seed)
-    sampler = _sampler(backend, data, recipe, np.random.default_rng(seed), videos)
+    sampler = open_sampler(backend, data, recipe, np.random.default_rng(seed), videos)
     clock = _Clock(duration, sampler.steps_per_epoch)
     optimizer = MatrixOptimizer(backend.parameters(), recipe, is_stack=videos is not None)
     backend.train()
@@ -175,56 +175,6 @@ def encode_latents(
             latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
         parts.append(latents.float()[batch.valid & batch.has_latent].cpu().numpy())
     return np.concatenate(parts)
-
-
-class _Sampler:
-    """Endless batches of one network: every epoch all items once, in a new order, the last batch possibly smaller."""
-
-    def __init__(
-        self, items: np.ndarray, items_per_step: int, draw: Callable[[np.ndarray], Batch], order: np.random.Generator
-    ):
-        self._items, self._items_per_step, self._draw, self._order = items, items_per_step, draw, order
-        self.steps_per_epoch = -(-len(items) // items_per_step)
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            shuffled = self._order.permutation(self._items)
-            for start in range(0, len(shuffled), self._items_per_step):
-                yield self._draw(np.sort(shuffled[start : start + self._items_per_step]))
-
-
-class _StackSampler:
-    """Endless batches of a stack: as many units of each video, which goes through its units again and again.
-
-    A video with fewer units than a step takes sees some of them twice in it.
-    """
-
-    def __init__(self, videos: np.ndarray, units_per_video: int, data: TrainingSet, order: np.random.Generator):
-        self._units = [data.units_of_video(int(video), trained=True) for video in videos]
-        self._units_per_video, self._data, self._order = units_per_video, data, order
-        self.steps_per_epoch = -(-max(map(len, self._units)) // units_per_video)
-
-    def __iter__(self) -> Iterator[Batch]:
-        queues = [np.empty(0, np.int64) for _ in self._units]
-        while True:
-            drawn = []
-            for video, units in enumerate(self._units):
-                while len(queues[video]) < self._units_per_video:
-                    queues[video] = np.concatenate([queues[video], self._order.permutation(units)])
-                drawn.append(queues[video][: self._units_per_video])
-                queues[video] = queues[video][self._units_per_video :]
-            yield self._data.draw_units(np.concatenate(drawn))
-
-
-def _sampler(
-    backend: Backend, data: TrainingSet, recipe: Recipe, order: np.random.Generator, videos: np.ndarray | None
-) -> _Sampler | _StackSampler:
-    if videos is not None:
-        return _StackSampler(videos, recipe.frames_per_network, data, order)
-    by_frame = recipe.frames_per_step is not None and backend.frames_per_unit == 1
-    items, draw = (data.trained_units, data.draw_units) if by_frame else (data.trained_clips, data.draw_clips)
-    wanted = recipe.frames_per_step if by_frame else recipe.clips_per_step
-    return _Sampler(items, max(1, min(wanted or 1, len(items) // STEPS_PER_EPOCH)), draw, order)
 
 
 class _Clock:
