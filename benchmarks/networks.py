@@ -9,9 +9,9 @@ decoded one network after the other by plain modules ("loop"), and together by
     columns      every patch a row of a matrix, and one batched product
     vmap         ``torch.func.vmap`` over a plain network
 
-all from the same weights, to the same frames (checked), taking turns; the median over rounds. "decoder" is the
-product's own, from an opened pack: it fetches weights and latents and splits the batch into steps. Networks are
-untrained: speed does not depend on it. Prints Markdown.
+all from the same weights, to the same frames (checked), taking turns; the median over rounds. "packs" is the product
+with a pack for each video, read as one; "decoder" is the product with one pack of all: both fetch weights and latents,
+which the other four have at hand. Networks are untrained: speed does not depend on it. Prints Markdown.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from neuralloader.backends.precision import autocast
 from neuralloader.backends.stacked import StackedConv2d, get_network, set_network, stack_networks
 from neuralloader.clips import UNLABELLED, VideoInfo, index_corpus
 from neuralloader.container.index import PackIndex
-from neuralloader.loading.decode import Decoder, to_uint8
+from neuralloader.loading.decode import Decoder, open_decoder, to_uint8
 from neuralloader.metrics.speed import calls_per_second
-from neuralloader.packfile import Pack, PackDescription, round_latents, save_pack
+from neuralloader.packfile import Pack, PackDescription, open_pack, round_latents, save_pack
 from neuralloader.training.rounding import round_in_place
 
 BACKEND_NAMES = ("nerv", "cnerv", "hnerv")
@@ -118,19 +118,24 @@ def methods(
         with plain:
             return to_uint8(torch.func.vmap(decode_one)(weights, *parted).flatten(0, 2))
 
-    decoder = Decoder(Pack(save(stack, name, record, size, frames, latents, folder)), device)
+    everyone = np.arange(num_networks)
+    decoder = Decoder(Pack(save(stack, everyone, name, record, size, frames, latents, folder)), device)
+    one_each = [save(stack, everyone[i : i + 1], name, record, size, frames, latents, folder) for i in everyone]
+    packs = open_decoder(open_pack(one_each), device)
     rows = np.arange(count)
     return {
         "loop": loop,
         "grouped": together,
         "columns": columns,
         "vmap": vmapped,
+        "packs": lambda: packs.decode(rows),
         "decoder": lambda: decoder.decode(rows),
     }
 
 
 def save(
     stack: Backend,
+    networks: np.ndarray,
     name: str,
     record: object,
     size: tuple[int, int],
@@ -138,10 +143,9 @@ def save(
     latents: Tensor | None,
     folder: Path,
 ) -> Path:
-    """A pack of a video for each network, whose latents are these, and whose weights the stack then gets as stored."""
-    num_networks = stack.num_networks or 0
-    clips, keys = index_corpus(np.full(num_networks, frames), frames_per_clip=8, key_interval=None)
-    videos = [VideoInfo(f"{i}.avi", UNLABELLED, frames, frames, 25.0, 25.0, size) for i in range(num_networks)]
+    """A pack of a video for each of some networks, whose latents are its part of these."""
+    clips, keys = index_corpus(np.full(len(networks), frames), frames_per_clip=8, key_interval=None)
+    videos = [VideoInfo(f"{i}.avi", UNLABELLED, frames, frames, 25.0, 25.0, size) for i in networks]
     description = PackDescription(
         backend=name,
         config="fast",
@@ -158,9 +162,15 @@ def save(
         quality={},
         scope="video",
     )
-    rounded = None if latents is None else round_latents(latents.cpu().numpy(), None)
-    path = folder / "networks.nvpack"
-    save_pack(path, description, PackIndex(tuple(videos), (), clips, keys), stack.cpu(), [], rounded, overwrite=True)
+    own = stack_networks(strip_parameters(BACKENDS[name, "fast"][1](record)), len(networks))
+    for parameter, all_of_them in zip(own.parameters(), stack.parameters(), strict=True):
+        parameter.data.copy_(all_of_them[torch.from_numpy(networks).to(all_of_them.device)])
+    rounded = None
+    if latents is not None:
+        parts = latents.cpu().numpy().reshape(-1, frames, *latents.shape[1:])
+        rounded = round_latents(parts[networks].reshape(-1, *latents.shape[1:]), None)
+    path = folder / f"{len(networks)}-from-{networks[0]}.nvpack"
+    save_pack(path, description, PackIndex(tuple(videos), (), clips, keys), own, [], rounded)
     return path
 
 
@@ -200,9 +210,10 @@ def main() -> None:
     device = torch.device(options.device)
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {options.clips} networks of width")
     print(f"{options.width}, a clip each; milliseconds a batch\n")
-    names = ["loop", "grouped", "columns", "vmap", "decoder"]
-    print(f"| network | frame | frames a clip | {' | '.join(names)} | loop / decoder |")
-    print("|---" * (len(names) + 4) + "|", flush=True)
+    names = ["loop", "grouped", "columns", "vmap", "packs", "decoder"]
+    ratios = ["loop / grouped", "loop / decoder", "packs / decoder"]
+    print(f"| network | frame | frames a clip | {' | '.join([*names, *ratios])} |")
+    print("|---" * (len(names) + len(ratios) + 3) + "|", flush=True)
     for backend in BACKEND_NAMES:
         for text in options.sizes:
             height, width = (int(side) for side in text.split("x"))
@@ -212,8 +223,10 @@ def main() -> None:
                     calls = methods(backend, options.width, size, options.clips, frames, device, Path(folder))
                     found = time_methods(calls, device)
                 cells = [f"{found[name]:.1f}" for name in names]
-                ratio = found["loop"] / found["decoder"]
-                print(f"| {backend} | {text} | {frames} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
+                for ratio in ratios:
+                    slow, fast = ratio.split(" / ")
+                    cells.append(f"{found[slow] / found[fast]:.1f}")
+                print(f"| {backend} | {text} | {frames} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
