@@ -91,7 +91,7 @@ def read_originals(folder: Path, options: argparse.Namespace) -> dict[str, np.nd
 def x264_sweep(videos: Sequence[np.ndarray]) -> list[tuple[float, float]]:
     """(bits per pixel, PSNR) of libx264 medium, a raw stream a video, at each crf; none without PyAV."""
     try:
-        import av
+        import av  # pyright: ignore[reportMissingImports]
     except ImportError:
         return []
     points = []
