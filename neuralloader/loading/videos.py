@@ -178,14 +178,12 @@ class NeuralVideo(Sequence[Tensor]):
         frame = np.floor(positions).astype(np.int64)
         offset = positions - frame
         rows, is_between = self._first_row + frame, offset > 0
-        parts = torch.empty((len(rows), *self._decoder.decode(rows[:0]).shape[1:]), dtype=torch.uint8)
-        parts = parts.to(self._decoder.device)
-        for chosen, decoded in (
-            (~is_between, self._decoder.decode(rows[~is_between])),
-            (is_between, self._decoder.decode_between(rows[is_between], offset[is_between])),
-        ):
-            parts[torch.from_numpy(chosen).to(parts.device)] = decoded
-        return FrameBatch(parts, torch.from_numpy(positions / self.info.frame_rate), torch.zeros(len(rows)).double())
+        on_frame = self._decoder.decode(rows[~is_between])
+        between = self._decoder.decode_between(rows[is_between], offset[is_between])
+        frames = on_frame.new_empty((len(rows), *on_frame.shape[1:]))
+        where = torch.from_numpy(is_between).to(frames.device)
+        frames[~where], frames[where] = on_frame, between
+        return FrameBatch(frames, torch.from_numpy(positions / self.info.frame_rate), torch.zeros(len(rows)).double())
 
     def _batch(self, frames: np.ndarray) -> FrameBatch:
         pts_seconds = torch.from_numpy(frames / self.info.frame_rate)
