@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pack_once import pack_once
 
 import neuralloader
 from neuralloader.corpus.cache import ingest
@@ -52,22 +53,6 @@ def link_folder(corpus: Path, names: Sequence[str], folder: Path) -> Path:
         if not link.is_symlink():
             link.symlink_to((corpus / name).resolve())
     return folder
-
-
-def pack_once(path: Path, source: Path, network: str, options: argparse.Namespace, *, appendable: bool) -> Pack:
-    if not path.exists():
-        backend, config, width = network.split(":")
-        settings = neuralloader.PackSettings(
-            frame_rate=options.frame_rate,
-            size=options.size,
-            backend=backend,
-            config=config,
-            width=int(width) if width.isdecimal() else width,
-            duration=neuralloader.Duration(minutes=options.minutes),
-            appendable=appendable,
-        )
-        neuralloader.pack(source, path, settings)
-    return Pack(path)
 
 
 def psnr_of_videos(pack: Pack, names: Sequence[str], originals: dict[str, np.ndarray]) -> np.ndarray:
@@ -163,12 +148,12 @@ def main() -> None:
     print("|---" * len(columns) + "|", flush=True)
     for network in options.networks:
         name = network.replace(":", "-")
-        of_all = pack_once(options.output / f"{name}-all.nvpack", everything, network, options, appendable=False)
+        of_all = Pack(pack_once(options.output / f"{name}-all.nvpack", everything, network, options))
         reference = psnr_of_videos(of_all, test, originals).mean()
         for size in options.sizes:
             chosen = take_in_turns(train, size)
             source = link_folder(options.corpus, chosen, options.output / f"trained-{size}")
-            old = pack_once(options.output / f"{name}-{size}.nvpack", source, network, options, appendable=True)
+            old = Pack(pack_once(options.output / f"{name}-{size}.nvpack", source, network, options, appendable=True))
             path = options.output / f"{name}-{size}-appended.nvpack"
             if not path.exists():
                 neuralloader.append(old.path, new, path)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pack_once import pack_once, pack_path
 
-import neuralloader
 from neuralloader.corpus.cache import ingest
 from neuralloader.corpus.find import find_videos
 from neuralloader.loading.decode import Decoder
@@ -28,27 +28,6 @@ from neuralloader.packfile import Pack
 NETWORKS = ["dnerv:fast:S", "nerv:fast:S", "cnerv:fast:S", "hnerv:fast:S"]
 FRAMES_PER_STEP = 64
 ROUNDS = 3
-
-
-def pack_all(options: argparse.Namespace) -> dict[str, Path]:
-    """Network to its pack."""
-    packs = {}
-    for network in options.networks:
-        backend, config, width = network.split(":")
-        packs[network] = options.output / f"{network.replace(':', '-')}.nvpack"
-        if packs[network].exists():
-            continue
-        settings = neuralloader.PackSettings(
-            frame_rate=options.frame_rate,
-            size=options.size,
-            backend=backend,
-            config=config,
-            width=int(width) if width.isdecimal() else width,
-            duration=neuralloader.Duration(minutes=options.minutes),
-            hold_out=options.hold_out,
-        )
-        neuralloader.pack(options.corpus, packs[network], settings)
-    return packs
 
 
 def scores(decoder: Decoder, originals: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -83,7 +62,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    packs = {network: Pack(path) for network, path in pack_all(options).items()}
+    packs = {
+        network: Pack(
+            pack_once(pack_path(options.output, network), options.corpus, network, options, hold_out=options.hold_out)
+        )
+        for network in options.networks
+    }
     decoders = {network: Decoder(pack, torch.device(options.device)) for network, pack in packs.items()}
 
     found = find_videos(options.corpus)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pack_once import pack_once, pack_path
 from torch import Tensor
 
 import neuralloader
@@ -21,22 +22,6 @@ from neuralloader.corpus.find import find_videos
 from neuralloader.metrics.quality import psnr_db, ssim
 
 NETWORKS = ["dnerv:fast:S", "hnerv:fast:S", "cnerv:fast:S"]
-
-
-def pack_once(network: str, options: argparse.Namespace) -> Path:
-    path = options.output / f"{network.replace(':', '-')}.nvpack"
-    if not path.exists():
-        backend, config, width = network.split(":")
-        settings = neuralloader.PackSettings(
-            frame_rate=options.frame_rate,
-            size=options.size,
-            backend=backend,
-            config=config,
-            width=int(width) if width.isdecimal() else width,
-            duration=neuralloader.Duration(minutes=options.minutes),
-        )
-        neuralloader.pack(options.corpus, path, settings)
-    return path
 
 
 def read_videos(options: argparse.Namespace) -> dict[str, Tensor]:
@@ -74,7 +59,10 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="BACKEND:CONFIG:WIDTH")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    paths = {network: pack_once(network, options) for network in options.networks}
+    paths = {
+        network: pack_once(pack_path(options.output, network), options.corpus, network, options)
+        for network in options.networks
+    }
     true = {name: frames for name, frames in read_videos(options).items() if len(frames) > 1}
     between = sum(len(frames) // 2 for frames in true.values())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.minutes:g} minutes each;")

@@ -45,8 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     pack = commands.add_parser("pack", help="train a network on videos and store everything in one file")
-    pack.add_argument("source", type=Path, help="a folder with one folder per class, a flat folder, or one video")
-    pack.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nvpack")
+    _add_source(pack)
     pack.add_argument(
         "--frame-rate", type=_frame_rate, default=2.0, metavar="F", help="frames per second, or native (default: 2)"
     )
@@ -74,17 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--keyframe-codec", default="avif", choices=["avif", "webp", "jpeg", "png"])
     pack.add_argument("--hold-out", type=int, metavar="N", help="do not train on every Nth frame of a video")
     pack.add_argument("--seed", type=int, default=0)
-    pack.add_argument("--on-error", default="raise", choices=["raise", "skip"], help="what to do about bad videos")
-    pack.add_argument("--force", action="store_true", help="replace a pack that is there")
     _add_device(pack)
     pack.set_defaults(run=_pack)
 
     append = commands.add_parser("append", help="add videos to a pack without training")
     append.add_argument("pack", help="a .nvpack file, or its URL, that was packed with --appendable")
-    append.add_argument("source", type=Path, help="a folder with one folder per class, a flat folder, or one video")
-    append.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nvpack")
-    append.add_argument("--on-error", default="raise", choices=["raise", "skip"], help="what to do about bad videos")
-    append.add_argument("--force", action="store_true", help="replace a pack that is there")
+    _add_source(append)
     _add_device(append)
     append.set_defaults(run=_append)
 
@@ -112,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pack", help="a .nvpack file, or its URL")
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """Videos to be packed, and where to."""
+    parser.add_argument("source", type=Path, help="a folder with one folder per class, a flat folder, or one video")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nvpack")
+    parser.add_argument("--on-error", default="raise", choices=["raise", "skip"], help="what to do about bad videos")
+    parser.add_argument("--force", action="store_true", help="replace a pack that is there")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,9 @@ One tiny pack for each backend and configuration, made once a run, and how PyTor
 """
 
 import functools
+import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,31 @@ EPOCHS: dict[tuple[str, tiny.Config, Scope], int] = {
 def _one_thread() -> None:
     """Tiny networks gain nothing from threads, and lose much where other work runs beside them."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, to see that none stays."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty folder to write to."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def keep_signals() -> Iterator[None]:
+    """``cli.main`` takes over SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,9 @@ What they print, their exit codes, one clear line for every failure, and nothing
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import counter
@@ -28,28 +26,7 @@ from neuralloader.corpus.mjpeg import write_mjpeg_avi
 QUICK = ["--size", "48x64", "--width", "16", "--epochs", "1"]
 
 
-@pytest.fixture(autouse=True)
-def _keep_signals() -> Iterator[None]:
-    """``main`` takes over SIGTERM."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, to see that none stays."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
+pytestmark = pytest.mark.usefixtures("keep_signals")
 
 
 @pytest.fixture

@@ -62,16 +62,16 @@ def to_groups(x: Tensor, conv: nn.Module) -> Tensor:
     Returns:
         The same, channels last; or (n, V * C, H, W), the channels of each network behind one another.
     """
-    num_networks = getattr(conv, "num_networks", None)
-    if num_networks is None or num_networks == 1:
+    num_networks = getattr(conv, "num_networks", 1)
+    if num_networks == 1:
         return x.contiguous(memory_format=torch.channels_last)
     return x.unflatten(0, (num_networks, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def from_groups(x: Tensor, conv: nn.Module) -> Tensor:
     """The inverse: (M, C, H, W) again."""
-    num_networks = getattr(conv, "num_networks", None)
-    if num_networks is None or num_networks == 1:
+    num_networks = getattr(conv, "num_networks", 1)
+    if num_networks == 1:
         return x
     return x.unflatten(1, (num_networks, -1)).transpose(0, 1).flatten(0, 1)
 

@@ -1,9 +1,6 @@
 """Videos added to a pack without training: what stays as it was, what comes new, and what is refused."""
 
 import re
-import signal
-import tempfile
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,22 +113,6 @@ def appendable(old_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("appendable") / "old.nvpack"
     tiny.pack_tiny(old_source, path, "fast", backend="hnerv", appendable=True, on_error="skip")
     return path
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, to see that none stays."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def _write(folder: Path, videos: dict[str, int]) -> Path:
@@ -465,19 +446,11 @@ def test_d_nerv_has_no_network_for_each_video() -> None:
 # --- as typed -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _keep_signals() -> Iterator[None]:
-    """``main`` takes over SIGTERM."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def _run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-@pytest.mark.usefixtures("_keep_signals")
+@pytest.mark.usefixtures("keep_signals")
 def test_the_command(appendable: Path, new_source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = out / "a.nvpack"
     command = ("append", appendable, new_source, "-o", path, "--device", "cpu")
@@ -502,7 +475,7 @@ def test_the_command(appendable: Path, new_source: Path, out: Path, capsys: pyte
     assert list(out.iterdir()) == [path]
 
 
-@pytest.mark.usefixtures("_keep_signals")
+@pytest.mark.usefixtures("keep_signals")
 def test_a_failure_is_told_in_one_line(
     appendable: Path, old_source: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -528,7 +501,7 @@ def test_bad_usage(arguments: list[str], text: str, capsys: pytest.CaptureFixtur
     assert text in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("_keep_signals")
+@pytest.mark.usefixtures("keep_signals")
 def test_packing_and_adding_as_typed(
     more_source: Path, new_source: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

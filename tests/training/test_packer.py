@@ -1,6 +1,5 @@
 """The whole run: what it refuses before any work, what it leaves behind, and that the same run gives the same bytes."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,9 @@ from neuralloader.training.dataset import Batch, TrainingSet
 SMALL = {"a/x.avi": 3, "b/y.avi": 9}
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, to see that none stays."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_corpus(tmp_path_factory.mktemp("source"), SMALL)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
 
 
 # --- the same run, the same bytes -----------------------------------------------------------------------------------
