@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from neuralloader.errors import PackError, PackVersionError, SourceError
 
 if TYPE_CHECKING:
+    from neuralloader.loading.concat import ConcatNeuralDataset
     from neuralloader.loading.dataset import NeuralVideoDataset
+    from neuralloader.loading.loader import NeuralVideoLoader
     from neuralloader.loading.videos import open_videos
     from neuralloader.packfile import Pack, open_pack
     from neuralloader.packing import append, pack
@@ -21,8 +23,10 @@ __version__ = "0.1.0"
 
 # imported when first asked for: the reader processes of ``corpus`` import this package and must start fast
 _HOMES = {
+    "ConcatNeuralDataset": "neuralloader.loading.concat",
     "Duration": "neuralloader.training.fit",
     "NeuralVideoDataset": "neuralloader.loading.dataset",
+    "NeuralVideoLoader": "neuralloader.loading.loader",
     "Pack": "neuralloader.packfile",
     "PackSettings": "neuralloader.training.packer",
     "append": "neuralloader.packing",
@@ -32,8 +36,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "ConcatNeuralDataset",
     "Duration",
     "NeuralVideoDataset",
+    "NeuralVideoLoader",
     "Pack",
     "PackError",
     "PackSettings",

@@ -252,7 +252,7 @@ class FrameTable:
             offset: for phases and times behind these frames, 0 to 1 frames each, in a shape that broadcasts against the
                 rows. A video ends at its last frame.
         """
-        clip = np.searchsorted(self.first_of_clip, rows, side="right") - 1
+        clip = self.clip_of(rows)
         video = self.clips.video[clip]
         frame = rows - self.first_row[video]
         last_frame = np.diff(self.first_row)[video] - 1
@@ -262,7 +262,7 @@ class FrameTable:
         if len(self.keys):
             start, end = self.keys.frame[pair[..., 0]], self.keys.frame[pair[..., 1]]
             phase = (moment - start) / np.maximum(1, end - start)
-            is_key = self._keys_before(rows + 1) > self._keys_before(rows)
+            is_key = self.is_key(rows)
         return FrameRows(
             video=video,
             frame=frame,
@@ -272,6 +272,18 @@ class FrameTable:
             time=(moment / np.maximum(1, last_frame)).astype(np.float32),
             is_key=is_key,
         )
+
+    def clip_of(self, rows: np.ndarray) -> np.ndarray:
+        """The clip of each row, int64."""
+        return np.searchsorted(self.first_of_clip, rows, side="right") - 1
+
+    def video_of(self, rows: np.ndarray) -> np.ndarray:
+        """The video of each row, int64."""
+        return np.searchsorted(self.first_row, rows, side="right") - 1
+
+    def is_key(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each row is a key-frame, bool."""
+        return self._keys_before(rows + 1) > self._keys_before(rows)
 
     def latent_row(self, rows: np.ndarray) -> np.ndarray:
         """Row of each frame's latent, int64; key-frames have none, and what stands there is unused."""

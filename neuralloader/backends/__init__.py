@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from neuralloader.backends.base import Backend, KeyFeatures, Scope, Units, select_units
+from neuralloader.backends.base import Backend, KeyFeatures, Scope, Units, describe_units, select_units
 from neuralloader.backends.cnerv import CNeRV, CNeRVConfig
 from neuralloader.backends.cnerv_fast import FastCNeRV, FastCNeRVConfig
 from neuralloader.backends.dnerv import DNeRV, DNeRVConfig
@@ -46,4 +46,14 @@ def network_of(backend: str, config: str, width: str | int, frame_size: tuple[in
     return record.of_width(channels, frame_size)
 
 
-__all__ = ["BACKENDS", "PRESETS", "Backend", "KeyFeatures", "Scope", "Units", "network_of", "select_units"]
+__all__ = [
+    "BACKENDS",
+    "PRESETS",
+    "Backend",
+    "KeyFeatures",
+    "Scope",
+    "Units",
+    "describe_units",
+    "network_of",
+    "select_units",
+]

@@ -48,6 +48,28 @@ class Units:
         return Units(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
+@dataclass(frozen=True)
+class UnitArrays:
+    """``Units`` as arrays, whose keys are rows of the key-frame table, or ``NO_KEY``."""
+
+    keys: np.ndarray
+    phase: np.ndarray
+    time: np.ndarray
+    network_time: np.ndarray
+
+
+def describe_units(
+    table: FrameTable, rows: np.ndarray, scope: Scope = "corpus", offset: np.ndarray | None = None
+) -> UnitArrays:
+    """What a backend must know of some units.
+
+    Args: as ``select_units``.
+    """
+    frames = table.at(rows, offset)
+    network_time = rows / len(table) if scope == "corpus" else frames.frame / np.diff(table.first_row)[frames.video]
+    return UnitArrays(frames.keys[:, 0].astype(np.int64), frames.phase, frames.time, network_time)
+
+
 def select_units(
     table: FrameTable, rows: np.ndarray, scope: Scope = "corpus", offset: np.ndarray | None = None
 ) -> tuple[np.ndarray, Units]:
@@ -63,15 +85,13 @@ def select_units(
         (K,) rows of the key-frame table, ascending, none twice; and the units, whose keys count those K. In a pack
         without key-frames, K is 0 and the units' keys are -1.
     """
-    frames = table.at(rows, offset)
-    pairs = frames.keys[:, 0]
-    keys, position = np.unique(pairs[pairs >= 0], return_inverse=True)
-    network_time = rows / len(table) if scope == "corpus" else frames.frame / np.diff(table.first_row)[frames.video]
+    described = describe_units(table, rows, scope, offset)
+    keys, position = np.unique(described.keys[described.keys >= 0], return_inverse=True)
     units = Units(
-        keys=torch.from_numpy(position.reshape(-1, 2) if len(keys) else pairs.astype(np.int64)),
-        phase=torch.from_numpy(frames.phase),
-        time=torch.from_numpy(frames.time),
-        network_time=torch.from_numpy(network_time),
+        keys=torch.from_numpy(position.reshape(-1, 2) if len(keys) else described.keys),
+        phase=torch.from_numpy(described.phase),
+        time=torch.from_numpy(described.time),
+        network_time=torch.from_numpy(described.network_time),
     )
     return keys, units
 

@@ -186,8 +186,8 @@ class DNeRV(Backend):
         return 1 if len(shape) in (2, 4, 5) and not name.startswith("stem.") else None  # input channels, as published
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
-        keys = (keyframes.float() / 255 - self.mean) / self.std
-        return (*self.encoder(keys.to(memory_format=torch.channels_last)), keys)
+        keys = self._normalize(keyframes.float())
+        return (*self.encoder(keys.to(memory_format=torch.channels_last)), keyframes)
 
     def decode(self, features: KeyFeatures, units: Units, latents: Tensor | None) -> Tensor:
         num_units, frames = units.phase.shape
@@ -199,8 +199,13 @@ class DNeRV(Backend):
             content = torch.lerp(start, end, phase)  # A_i
             if level < len(self.stages):
                 x = self.stages[level](x, content)
+        content = self._normalize(content)  # of the key-frames themselves; a warp and a blend change nothing about it
         y = self.refine(torch.cat([x, content], dim=1)).float()
         return (y * self.std + self.mean).clamp(0, 1).unflatten(0, (num_units, frames))
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        """RGB in 0..255 -> around 0."""
+        return (pixels / 255 - self.mean) / self.std
 
     def _base_map(self, features: Tensor, units: Units) -> Tensor:
         """M_0: (N * T, C0 + key_channels, h, w), normalised over time and space."""

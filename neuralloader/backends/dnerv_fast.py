@@ -117,18 +117,18 @@ class Head(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, content: Tensor, images: Tensor, keys: Tensor, phase: Tensor) -> Tensor:
-        """(M, C, H/4, W/4), key-frames (K, 3, H, W) in 0..1 -> (M, 3, H, W) in 0..1."""
+        """(M, C, H/4, W/4), key-frames (K, 3, H, W) uint8 -> (M, 3, H, W) in 0..1."""
         flow = self.flow(x)
         start, end = self.content_warp(content, keys, flow)
         x = torch.cat([x, torch.lerp(start, end, phase)], dim=1)
-        y = self.out(F.gelu(self.hidden(x))).float()
-        residual, flow_correction, mask = y.split(self.parts, dim=1)
+        residual, flow_correction, mask = self.out(F.gelu(self.hidden(x))).split(self.parts, dim=1)
         offset = (flow.float() + flow_correction) * (HEAD_STRIDE * self.frame_warp.pixel)
         mask = torch.sigmoid(mask + torch.logit(phase, eps=0.02))  # starts as the plain blend by phase
         motion = F.interpolate(torch.cat([offset, mask], dim=1), scale_factor=HEAD_STRIDE, mode="bilinear")
         offset, mask = motion.split((4, 1), dim=1)
         start, end = self.frame_warp.sample(images, keys, offset)
-        return torch.add(torch.lerp(start, end, mask), F.pixel_shuffle(residual, HEAD_STRIDE), alpha=RESIDUAL_UNIT)
+        residual = F.pixel_shuffle(residual, HEAD_STRIDE)
+        return torch.add(torch.lerp(start, end, mask) / 255, residual, alpha=RESIDUAL_UNIT)
 
 
 class FastDNeRV(Backend):
@@ -161,8 +161,8 @@ class FastDNeRV(Backend):
         return not name.startswith(("encoder.", "rate."))
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
-        images = keyframes.float() / 255
-        return (images, *(feature.float() for feature in self.content(unshuffle(images))))
+        content = self.content(unshuffle(keyframes.float() / 255))
+        return (keyframes, *(feature.float() for feature in content))  # float32: gradients of many frames meet there
 
     def encode_latents(self, frames: Tensor, keyframes: Tensor, units: Units) -> Tensor:
         phase = units.phase.view(-1, 1, 1, 1)
@@ -176,7 +176,7 @@ class FastDNeRV(Backend):
         assert latents is not None, "a fast D-NeRV decodes from latents"
         images, fine, middle, coarse = features
         keys, phase = units.keys, units.phase.view(-1, 1, 1, 1)
-        start, end = (coarse.index_select(0, keys[:, i]) for i in (0, 1))
+        start, end = (coarse.index_select(0, keys[:, i]).float() for i in (0, 1))
         position = self._encode_phase(phase).expand(-1, -1, *coarse.shape[-2:])
         x = torch.cat([torch.lerp(start, end, phase), start - end, latents, position], dim=1)
         x = F.gelu(self.base(x))

@@ -110,13 +110,16 @@ def encode_keyframes(images: np.ndarray | Sequence[np.ndarray], codec: KeyframeC
     return _map_in_threads(lambda i: encode_keyframe(images[i], codec, quality), len(images))
 
 
-def decode_keyframes(files: Sequence[bytes], codec: KeyframeCodec, size: tuple[int, int]) -> np.ndarray:
+def decode_keyframes(
+    files: Sequence[bytes], codec: KeyframeCodec, size: tuple[int, int], *, num_threads: int | None = None
+) -> np.ndarray:
     """Decompress images of one size in threads.
 
     Args:
         files: N complete image files.
         codec: as in ``decode_keyframe``.
         size: (height, width).
+        num_threads: images at once; None is one for each processor.
 
     Returns:
         (N, H, W, 3) uint8 RGB, in order.
@@ -134,7 +137,7 @@ def decode_keyframes(files: Sequence[bytes], codec: KeyframeCodec, size: tuple[i
             raise PackError(f"image {position} of {len(files)}: {error}") from error
 
     with _one_avif_thread_an_image():
-        _map_in_threads(decode_into_place, len(files))
+        _map_in_threads(decode_into_place, len(files), num_threads)
     return images
 
 
@@ -196,10 +199,10 @@ def _one_avif_thread_an_image() -> Iterator[None]:
         AvifImagePlugin.DEFAULT_MAX_THREADS = 0
 
 
-def _map_in_threads(function: Callable[[int], _Result], count: int) -> list[_Result]:
+def _map_in_threads(function: Callable[[int], _Result], count: int, most: int | None = None) -> list[_Result]:
     """Call a function that leaves the GIL with 0 to count - 1; order is kept, and the pool ends with the call."""
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_threads = min(num_cpus, _MAX_THREADS, count)
+    num_threads = min(num_cpus if most is None else most, _MAX_THREADS, count)
     if num_threads <= 1:
         return [function(i) for i in range(count)]
     with ThreadPoolExecutor(num_threads, thread_name_prefix="keyframes") as pool:

@@ -3,33 +3,83 @@
 import operator
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from neuralloader.loading.decode import FrameDecoder, checked_device, open_decoder
-from neuralloader.loading.planner import all_windows, window_rows
+from neuralloader.loading.cache import CacheMode
+from neuralloader.loading.decode import (
+    DecodeCounts,
+    DecodePlan,
+    DecodeSettings,
+    FrameDecoder,
+    JoinedPlan,
+    checked_device,
+    open_decoder,
+)
+from neuralloader.loading.draws import draw_for_items
+from neuralloader.loading.items import ItemTable, find_videos
+from neuralloader.loading.output import OutputFormat, arrange, check_output
+from neuralloader.loading.samplers import AllWindows, ClipSampler
 from neuralloader.loading.videos import Videos
 from neuralloader.packfile import open_pack
+
+FRAMES_PER_CLIP = 8
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A batch that is chosen and planned, but not decoded.
+
+    Attributes:
+        items: (B,) int64, the dataset's items.
+        rows: (B, num_clips, T) int64, the rows of the frame table that they ask for.
+        frames: how to decode these.
+    """
+
+    items: np.ndarray
+    rows: np.ndarray
+    frames: DecodePlan | JoinedPlan
 
 
 class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     """Clips of a pack: ``(video, label)``, the video uint8 RGB of shape (T, 3, H, W).
 
-    Works in a plain ``DataLoader``; a whole batch is then decoded in one go (``__getitems__``). Items are all windows
-    of ``frames_per_clip`` frames that start at multiples of ``step_between_clips``, in video order; a window that
-    reaches past the end of its video repeats the last frame, so that every frame is in some window.
+    Works in a plain ``DataLoader``, where a whole batch is decoded in one go (``__getitems__``), and in
+    ``NeuralVideoLoader``, which decodes ahead. Unless a sampler says otherwise, items are all windows of
+    ``frames_per_clip`` frames that start at multiples of ``step_between_clips``, in video order; a window that reaches
+    past the end of its video repeats the last frame, so that every frame is in some window.
 
     Args:
         path: a .nvpack file or URL, or a list of them that is read as one: their classes are merged by name.
-        frames_per_clip: T, frames in an item; independent of the clips inside the pack.
+        frames_per_clip: T, frames in an item; independent of the clips inside the pack. None is 8.
         step_between_clips: frames between the starts of neighbouring windows; None means ``frames_per_clip``.
+        frame_rate: frames per second of the clips, as in torchvision's ``VideoClips``: stored frames are left out, or
+            repeated, evenly. None is the pack's.
+        sampler: what an item is, from ``neuralloader.loading.samplers``, in the place of ``frames_per_clip`` and
+            ``step_between_clips``. With more than one clip an item, videos are (num_clips, T, 3, H, W).
+        seed: of what the sampler draws. With a number, the frames of an item depend on it, on the epoch
+            (``set_epoch``) and on the item alone; with None, on torch's generator, as in other datasets.
+        videos: names of the videos to use, paths below the packed folder; or a text file with one a line, such as
+            UCF101's lists, whose labels are passed over. None is all.
         device: where to decode. None is CUDA where it is there and this is the main process, else the CPU.
-        transform: applied to each video, (T, 3, H, W) uint8 on the device.
-        return_info: add a third item, a dict with ``video_index`` (int) and ``pts_seconds`` ((T,) float64).
+        dtype: torch.uint8, or torch.float32, float16 or bfloat16 for 0 to 1 (then not rounded to grey levels).
+        output_format: order of a clip's axes: "TCHW", "THWC" or "CTHW"; the latter two may be views.
+        size: (height, width) to decode to; None is the pack's. ``docs/loader.md`` says when this saves work.
+        cache: where decoded key-frames are kept: "device", "host", "none", or "auto" for the first that has room.
+        cache_bytes: bound on them; None is 1 GiB, or a quarter of a GPU's free memory.
+        precision: torch.float32, bfloat16 or float16 for the network; None is bfloat16 where the device is fast at it.
+        compile: run the network through ``torch.compile``.
+        cuda_graphs: replay recorded CUDA graphs.
+        transform: applied to each video, on its device.
+        target_transform: applied to each label.
+        transforms: applied to both, ``video, label = transforms(video, label)``; excludes the other two.
+        return_info: add a third item, a dict with ``video_index`` (int) and ``pts_seconds`` (float64, of the shape of
+            the frames: (T,) or (num_clips, T)).
 
     Attributes:
         classes: class names, sorted.
@@ -41,7 +91,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     Raises:
         FileNotFoundError: there is no such file.
         PackError: the file is no pack, or is damaged.
-        ValueError: an argument is out of range, or packs do not go together.
+        ValueError: an argument is out of range, or some do not go together; or packs do not.
         TypeError: a number of frames that is no whole number.
     """
 
@@ -49,25 +99,57 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         self,
         path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
-        frames_per_clip: int = 8,
+        frames_per_clip: int | None = None,
         step_between_clips: int | None = None,
+        frame_rate: float | None = None,
+        sampler: ClipSampler | None = None,
+        seed: int | None = None,
+        videos: Sequence[str] | str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
-        transform: Callable[[Tensor], Any] | None = None,
+        dtype: torch.dtype = torch.uint8,
+        output_format: OutputFormat = "TCHW",
+        size: tuple[int, int] | None = None,
+        cache: CacheMode = "auto",
+        cache_bytes: int | None = None,
+        precision: torch.dtype | None = None,
+        compile: bool = False,
+        cuda_graphs: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
+        transforms: Callable[[Any, Any], tuple[Any, Any]] | None = None,
         return_info: bool = False,
     ):
-        step = frames_per_clip if step_between_clips is None else step_between_clips
-        self.frames_per_clip = _checked_count("frames_per_clip", frames_per_clip)
-        self.step_between_clips = _checked_count("step_between_clips", step)
+        if transforms is not None and (transform is not None or target_transform is not None):
+            raise ValueError("transforms excludes transform and target_transform: give one or the other")
+        if frame_rate is not None and not 0 < frame_rate < float("inf"):
+            raise ValueError(f"frame_rate={frame_rate} must be above 0")
+        check_output(dtype, output_format)
+        self.sampler = _choose_sampler(sampler, frames_per_clip, step_between_clips)
+        self.seed = None if seed is None else operator.index(seed)
         self.pack = open_pack(path)
         self.device = None if device is None else checked_device(device)
-        self.transform, self.return_info = transform, return_info
+        self.dtype, self.return_info = dtype, return_info
+        self.output_format: OutputFormat = output_format
+        self.transform, self.target_transform, self.transforms = transform, target_transform, transforms
         self.classes: list[str] = list(self.pack.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        self._windows = all_windows(
-            self.pack.frames, frames_per_clip=self.frames_per_clip, step_between_clips=self.step_between_clips
+        self._settings = DecodeSettings(_checked_size(size), cache, cache_bytes, precision, compile, cuda_graphs)
+        every = self.pack.index.videos
+        self._items = ItemTable(
+            self.pack.frames,
+            np.arange(len(every)) if videos is None else find_videos([v.name for v in every], videos),
+            np.array([video.frame_rate for video in every]),
+            self.sampler,
+            frame_rate,
         )
-        self._labels = np.array([video.label for video in self.pack.index.videos], np.int64)[self._windows.video]
+        self._labels = np.array([video.label for video in every], np.int64)[self._items.video]
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # of all workers, too, that live on
         self._decoder: FrameDecoder | None = None
+        self._decoder_pid = 0
+
+    @property
+    def frames_per_clip(self) -> int:
+        return self.sampler.num_frames_per_clip
 
     @property
     def targets(self) -> list[int]:
@@ -75,54 +157,119 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
 
     @property
     def samples(self) -> list[tuple[str, int]]:
-        names = [self.pack.index.videos[video].name for video in self._windows.video]
+        names = [self.pack.index.videos[video].name for video in self._items.video]
         return list(zip(names, self.targets, strict=True))
 
     @property
     def videos(self) -> Videos:
-        """The pack's videos one by one, by frame number and by time; on the dataset's device."""
-        return Videos(self.pack, self._ready_decoder())
+        """The pack's videos one by one, by frame number and by time; on the dataset's device, uint8."""
+        return Videos(self.pack, self.ready_decoder())
+
+    @property
+    def counts(self) -> DecodeCounts:
+        """What this process has decoded so far: frames used and decoded, key-frames read."""
+        return DecodeCounts() if self._decoder is None else self._decoder.counts
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """Item ``index``; negative counts from the end.
+    def __getitem__(self, index: int | Sequence[int]) -> tuple[Any, ...]:
+        """Item ``index``; negative counts from the end. A list of items gives them as a batch, each part stacked.
 
         Raises:
             IndexError: there is no such item.
         """
-        return self.__getitems__([index])[0]
+        if isinstance(index, list | tuple | range | np.ndarray | Tensor) and np.ndim(index) == 1:
+            return tuple(default_collate(self.__getitems__(index)))  # type: ignore[arg-type]
+        return self.__getitems__([index])[0]  # type: ignore[list-item]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
         """Several items, decoded together; what a ``DataLoader`` calls for a batch."""
         items = np.array([self._checked_index(index) for index in indices], dtype=np.int64)
         if not len(items):
             return []
-        rows = window_rows(self._windows, items, self.pack.frames, self.frames_per_clip)  # (B, T)
-        videos = self._ready_decoder().decode(rows.reshape(-1)).unflatten(0, rows.shape)  # (B, T, 3, H, W)
-        return [self._item(int(item), video, row) for item, video, row in zip(items, videos, rows, strict=True)]
+        plan = self.plan_batch(items, self.seed, int(self._epoch))
+        videos = self.ready_decoder().stream.call(lambda: self.decode_batch(plan))
+        return self.make_items(plan, videos)
 
-    def _item(self, item: int, video: Tensor, rows: np.ndarray) -> tuple[Any, ...]:
-        label = int(self._labels[item])
-        transformed = video if self.transform is None else self.transform(video)
-        if not self.return_info:
-            return transformed, label
-        index = int(self._windows.video[item])
-        pts_seconds = self.pack.frames.at(rows).frame / self.pack.index.videos[index].frame_rate
-        return transformed, label, {"video_index": index, "pts_seconds": torch.from_numpy(pts_seconds)}
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins: with a ``seed``, the sampler's draws depend on it. Reaches workers that live on."""
+        self._epoch.fill_(operator.index(epoch))
+
+    def plan_batch(self, items: np.ndarray, seed: int | None, epoch: int) -> BatchPlan:
+        """Choose and plan the frames of some items; their pixels are not touched yet.
+
+        Args:
+            items: (B,) int64, 0 to ``len(self) - 1``.
+            seed: of what the sampler draws; None draws from torch's generator.
+            epoch: which one.
+
+        Raises:
+            ValueError: as the sampler says, with ``policy="error"``.
+        """
+        num_draws = self.sampler.num_draws
+        if seed is None:
+            draws = torch.rand(len(items), num_draws, dtype=torch.float64).numpy()
+        else:
+            draws = draw_for_items(seed, epoch, items, num_draws)
+        rows = self._items.rows(items, draws)
+        return BatchPlan(items, rows, self.ready_decoder().plan(rows.reshape(-1)))
+
+    def decode_batch(self, plan: BatchPlan) -> Tensor:
+        """The videos of a planned batch, (B, T, ...) or (B, num_clips, T, ...); on the decoder's stream.
+
+        Raises:
+            PackError: a key-frame is damaged.
+        """
+        shape = plan.rows.shape if self.sampler.num_clips > 1 else (plan.rows.shape[0], plan.rows.shape[2])
+        frames = self.ready_decoder().run(plan.frames, self.dtype)
+        return arrange(frames.unflatten(0, shape), self.output_format)
+
+    def make_items(self, plan: BatchPlan, videos: Tensor) -> list[tuple[Any, ...]]:
+        """The items of a decoded batch, with what transforms make of them."""
+        items = []
+        for video, target, info in zip(videos, self._labels[plan.items].tolist(), self.infos(plan), strict=True):
+            if self.transforms is not None:
+                video, target = self.transforms(video, target)
+            if self.transform is not None:
+                video = self.transform(video)
+            if self.target_transform is not None:
+                target = self.target_transform(target)
+            items.append((video, target, info) if self.return_info else (video, target))
+        return items
+
+    def labels(self, plan: BatchPlan) -> np.ndarray:
+        """(B,) int64, the labels of a planned batch."""
+        return self._labels[plan.items]
+
+    def infos(self, plan: BatchPlan) -> list[dict[str, Any]]:
+        """What ``return_info`` adds to each item."""
+        video = self._items.video[plan.items]
+        rate = np.array([self.pack.index.videos[int(v)].frame_rate for v in video])
+        pts_seconds = (plan.rows - self.pack.frames.first_row[video][:, None, None]) / rate[:, None, None]
+        if self.sampler.num_clips == 1:
+            pts_seconds = pts_seconds[:, 0]
+        return [
+            {"video_index": int(v), "pts_seconds": torch.from_numpy(p)} for v, p in zip(video, pts_seconds, strict=True)
+        ]
+
+    def ready_decoder(self) -> FrameDecoder:
+        """The decoder for this process and its device; made when it is first needed."""
+        device = self._device_here()
+        if self._decoder is None or self._decoder.device != device or self._decoder_pid != os.getpid():
+            self._decoder, self._decoder_pid = open_decoder(self.pack, device, self._settings), os.getpid()
+        return self._decoder
+
+    def end_threads(self) -> None:
+        """End the threads that decode on a CPU; they start again when they are needed."""
+        if self._decoder is not None and self._decoder_pid == os.getpid():
+            self._decoder.end_threads()
 
     def _checked_index(self, index: int) -> int:
         position = operator.index(index)
         if not -len(self) <= position < len(self):
             raise IndexError(f"index {position} is out of range: the dataset has {len(self)} items")
         return position % len(self)
-
-    def _ready_decoder(self) -> FrameDecoder:
-        device = self._device_here()
-        if self._decoder is None or self._decoder.device != device:
-            self._decoder = open_decoder(self.pack, device)
-        return self._decoder
 
     def _device_here(self) -> torch.device:
         """The device to decode on in this process."""
@@ -139,16 +286,50 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_decoder": None}  # rebuilt where it is needed, on the device of that process
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a copy has an epoch of its own; a worker's is shared already
+
 
 def _use_cuda(in_worker: bool) -> bool:
     return not in_worker and torch.cuda.is_available()
 
 
-def _checked_count(name: str, value: int) -> int:
+def _choose_sampler(sampler: ClipSampler | None, frames_per_clip: int | None, step: int | None) -> ClipSampler:
+    if sampler is None:
+        frames = FRAMES_PER_CLIP if frames_per_clip is None else frames_per_clip
+        _check_count("frames_per_clip", frames)
+        if step is not None:
+            _check_count("step_between_clips", step)
+        return AllWindows(num_frames_per_clip=frames, step_between_clips=step)
+    if frames_per_clip is not None or step is not None:
+        raise ValueError(
+            "frames_per_clip and step_between_clips belong to a dataset without a sampler: give them to it"
+        )
+    if not isinstance(sampler, ClipSampler):
+        raise TypeError(
+            f"sampler={sampler!r} must be a clip sampler, from neuralloader.loading.samplers; the order of items is "
+            "for the loader to sample"
+        )
+    return sampler
+
+
+def _checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    try:
+        height, width = (operator.index(side) for side in size)
+    except TypeError:
+        raise TypeError(f"size={size!r} must be two whole numbers, height and width") from None
+    if min(height, width) < 1:
+        raise ValueError(f"size={size!r} must be 1 or more each")
+    return height, width
+
+
+def _check_count(name: str, value: int) -> None:
     try:
         count = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}={value!r} must be a whole number") from None
     if count < 1:
         raise ValueError(f"{name}={value} must be 1 or more")
-    return count

@@ -1,100 +1,249 @@
-"""From rows of the frame table to uint8 frames on a device: plan, key-frames, network, gather."""
+"""From rows of the frame table to frames on a device: plan, key-frames, network, gather."""
 
-from collections.abc import Callable, Sequence
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuralloader.backends import Backend, select_units
-from neuralloader.backends.precision import autocast
-from neuralloader.backends.stacked import decode_with, select_networks
-from neuralloader.loading.cache import KeyframeCache
-from neuralloader.loading.planner import DecodeStep, plan_frames, plan_network_steps, plan_steps
+from neuralloader.backends import Units
+from neuralloader.loading.cache import CacheMode, FeatureCache, PixelCache, choose_bounds, feature_bytes
+from neuralloader.loading.engine import Engine, upload
+from neuralloader.loading.latents import DeviceLatents, repeat_for_units
+from neuralloader.loading.planner import DecodePlan, PlannedStep, Planner, group_steps
+from neuralloader.loading.streams import DecodeStream
+from neuralloader.loading.threads import StepThreads
 from neuralloader.packfile import JoinedPack, Pack
-from neuralloader.packfile.latents import SYMBOL_OF_CODE_0
 
-KEYFRAME_CACHE_BYTES = 1 << 30
 # Frames decoded at a time, in values of their widest map: bounds the memory. A CPU gains nothing from more, and loses
 # with a wide network (docs/experiments.md).
 VALUES_PER_STEP = {"cpu": 1 << 22, "cuda": 1 << 28}
 STACK_VALUES_PER_STEP = {"cpu": 1 << 19, "cuda": 1 << 28}  # the same where many networks decode together
+VALUES_PER_THREAD = 1 << 19  # fewer are not worth a thread's while
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How a pack is decoded.
+
+    Attributes:
+        size: (height, width) of the frames; None is the pack's.
+        cache: where key-frames are kept, as ``loading.cache`` has it.
+        cache_bytes: bound on them; None is that module's choice.
+        precision: of the network; None is bfloat16 where the device is fast at it, else float32.
+        compile, cuda_graphs: as ``Engine`` has them.
+    """
+
+    size: tuple[int, int] | None = None
+    cache: CacheMode = "auto"
+    cache_bytes: int | None = None
+    precision: torch.dtype | None = None
+    compile: bool = False
+    cuda_graphs: bool = False
+
+
+DEFAULT_SETTINGS = DecodeSettings()
+
+
+@dataclass
+class DecodeCounts:
+    """What a decoder has done so far.
+
+    Attributes:
+        num_frames_used: different frames that were asked for, batch by batch.
+        num_frames_decoded: frames that went through the network for them; more where it decodes whole clips.
+        num_keyframes_read: key-frames that were decoded from their image files.
+    """
+
+    num_frames_used: int = 0
+    num_frames_decoded: int = 0
+    num_keyframes_read: int = 0
+
+    def __add__(self, other: "DecodeCounts") -> "DecodeCounts":
+        return DecodeCounts(
+            self.num_frames_used + other.num_frames_used,
+            self.num_frames_decoded + other.num_frames_decoded,
+            self.num_keyframes_read + other.num_keyframes_read,
+        )
+
+
+@dataclass(frozen=True)
+class JoinedPlan:
+    """Plans for several packs: (number of the pack, which requests are its own, their plan)."""
+
+    parts: tuple[tuple[int, np.ndarray, DecodePlan], ...]
 
 
 class FrameDecoder(Protocol):
-    """Rows of a frame table -> frames."""
+    """Rows of a frame table -> frames. Planning and decoding can be apart: the first needs no device."""
 
     device: torch.device
+    stream: DecodeStream
 
-    def decode(self, rows: np.ndarray) -> Tensor: ...
+    @property
+    def counts(self) -> DecodeCounts:
+        """What was done so far."""
+        ...
 
-    def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor: ...
+    def plan(self, rows: np.ndarray) -> "DecodePlan | JoinedPlan":
+        """Plan frames, (n,) rows in any order, repeats allowed."""
+        ...
+
+    def missing_keyframes(self, plan: "DecodePlan | JoinedPlan") -> np.ndarray:
+        """Rows of the key-frames that a plan needs and that are not at hand, ascending."""
+        ...
+
+    def add_keyframes(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Take in key-frames that were read elsewhere: (n,) rows and (n, H, W, 3) uint8."""
+        ...
+
+    def run(self, plan: "DecodePlan | JoinedPlan", dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Decode a plan, on ``stream``: (num_requests, 3, H, W) RGB."""
+        ...
+
+    def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Plan and decode, for the caller's stream."""
+        ...
+
+    def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
+        """Decode times between frames."""
+        ...
+
+    def end_threads(self) -> None:
+        """End the threads that were started; the next batch starts some again."""
+        ...
 
 
 def open_decoder(
-    pack: Pack | JoinedPack, device: torch.device, *, cache_bytes: int = KEYFRAME_CACHE_BYTES
+    pack: Pack | JoinedPack, device: torch.device, settings: DecodeSettings = DEFAULT_SETTINGS
 ) -> FrameDecoder:
-    """The decoder of a pack, or of several read as one, which then share the cache."""
-    return (
-        Decoder(pack, device, cache_bytes=cache_bytes)
-        if isinstance(pack, Pack)
-        else JoinedDecoder(pack, device, cache_bytes=cache_bytes)
-    )
+    """The decoder of a pack, or of several read as one."""
+    return Decoder(pack, device, settings) if isinstance(pack, Pack) else JoinedDecoder(pack, device, settings)
 
 
 class Decoder:
-    """A pack's network on a device, with what it needs at hand.
+    """A pack's network on a device, with what it needs at hand. Threads take turns.
 
     Args:
         pack: an opened pack.
         device: where to decode, and where the frames end up.
-        cache_bytes: bound on the decoded key-frames that are kept.
+        settings: how.
+        stream: what it works on; None makes one.
 
     Raises:
         PackError: weights or latents are damaged.
+        ValueError: a setting that is not possible.
     """
 
-    def __init__(self, pack: Pack, device: torch.device, *, cache_bytes: int = KEYFRAME_CACHE_BYTES):
-        self.device = device
-        self._pack = pack
-        self._backend: Backend = pack.load_backend().to(device)
-        self._units = pack.units(self._backend)
-        self._latents = _Latents(pack, device) if self._backend.latent_shape is not None else None
-        self._keyframes = KeyframeCache(pack.keyframes, device, cache_bytes)
-        height, width = pack.description.frame_size
-        values_per_unit = self._backend.frames_per_unit * height * width * self._backend.values_per_pixel
-        values_per_step = VALUES_PER_STEP if self._backend.num_networks is None else STACK_VALUES_PER_STEP
-        self._units_per_step = max(1, values_per_step.get(device.type, values_per_step["cpu"]) // values_per_unit)
+    def __init__(
+        self,
+        pack: Pack,
+        device: torch.device,
+        settings: DecodeSettings = DEFAULT_SETTINGS,
+        stream: DecodeStream | None = None,
+    ):
+        self.device, self.stream, self.counts = device, stream or DecodeStream(device), DecodeCounts()
+        self._pack, self._settings = pack, settings
+        self._lock = threading.Lock()
+        self._threads = StepThreads()
+        self._engine = Engine(
+            pack.load_backend(),
+            device,
+            precision=settings.precision,
+            size=settings.size,
+            compile=settings.compile,
+            cuda_graphs=settings.cuda_graphs,
+        )
+        backend = self._engine.backend
+        self._latents = DeviceLatents(pack, device) if backend.latent_shape is not None else None
+        height, width = pack.frame_size
+        values_per_unit = backend.frames_per_unit * height * width * backend.values_per_pixel
+        values_per_step = VALUES_PER_STEP if backend.num_networks is None else STACK_VALUES_PER_STEP
+        bound = values_per_step.get(device.type, values_per_step["cpu"])
+        self._planner = Planner(
+            pack.frames,
+            backend.frames_per_unit,
+            pack.description.scope,
+            max_units=max(1, bound // values_per_unit),
+            min_units=max(1, VALUES_PER_THREAD // values_per_unit),
+        )
+        self._keyframes, self._pixels = self._open_caches() if backend.uses_keyframes else (None, None)
+        self.stream.catch_up()
 
-    def decode(self, rows: np.ndarray) -> Tensor:
-        """Decode frames; each unit they need is decoded once.
+    def plan(self, rows: np.ndarray) -> DecodePlan:
+        """Plan the decoding of frames; each unit they need is decoded once.
 
         Args:
             rows: (n,) rows of the pack's frame table, in any order, repeats allowed.
+        """
+        return self._planner.plan(rows, self._num_threads())
+
+    def missing_keyframes(self, plan: "DecodePlan | JoinedPlan") -> np.ndarray:
+        assert isinstance(plan, DecodePlan)
+        if self._keyframes is None:
+            return np.zeros(0, np.int64)
+        with self._lock:
+            missing = self._keyframes.missing(plan.keys)
+            return missing if self._pixels is None else self._pixels.missing(missing)
+
+    def add_keyframes(self, rows: np.ndarray, images: np.ndarray) -> None:
+        assert self._keyframes is not None, "a pack without key-frames misses none"
+        with self._lock, self._engine.mode():
+            self.counts.num_keyframes_read += len(rows)
+            if self._pixels is not None:
+                self._pixels.put(rows, images)
+            else:
+                self._keyframes.put(rows, images)
+
+    def run(self, plan: "DecodePlan | JoinedPlan", dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Decode what was planned; to be called with ``stream`` working.
+
+        Args:
+            plan: of this decoder, or of another for the same pack.
+            dtype: uint8, or a float type for 0 to 1.
 
         Returns:
-            (n, 3, H, W) uint8 RGB on the device.
+            (num_requests, 3, H, W) RGB on the device.
 
         Raises:
             PackError: a key-frame is damaged.
         """
-        plan = plan_frames(rows, self._pack.frames, self._units)
-        frames_per_unit = self._backend.frames_per_unit
-        place, slot = np.divmod(plan.position, frames_per_unit)  # of each request: its unit, and its frame in the unit
-        steps = self._plan_steps(self._units.rows[plan.units, 0])
-        step_of, place_in_step = np.zeros(len(plan.units), np.int64), np.zeros(len(plan.units), np.int64)
-        for number, step in enumerate(steps):
-            step_of[step.places], place_in_step[step.places] = number, np.arange(len(step.places))
-        order = np.argsort(step_of[place], kind="stable")
-        bounds = np.searchsorted(step_of[place][order], np.arange(len(steps) + 1))
-        parts = [self._empty(0)]
-        for step, a, b in zip(steps, bounds, bounds[1:], strict=False):
-            decoded = self._decode_units(self._units.rows[plan.units[step.places]], step.networks)  # (m, T, 3, H, W)
-            requests = order[a:b]
-            source = place_in_step[place[requests]] * frames_per_unit + slot[requests]
-            parts.append(_take(decoded.flatten(0, 1), source))
-        return _put_back(parts, order)
+        assert isinstance(plan, DecodePlan)
+        size = self._settings.size or self._pack.frame_size
+        decoded = torch.empty((plan.num_frames_decoded, 3, *size), dtype=dtype, device=self.device)
+        bounds = np.cumsum([0, *(step.rows.size for step in plan.steps)])
+        place_of = {id(step): slice(a, b) for step, a, b in zip(plan.steps, bounds, bounds[1:], strict=False)}
+        with self._lock:
+            max_keys = 0 if self._keyframes is None else self._keyframes.num_slots
+            for group in group_steps(plan.steps, max_keys):
+                inputs = self._prepare(group)
+
+                def decode_one(number: int, group=group, inputs=inputs) -> None:
+                    with self._engine.mode():
+                        frames = self._decode(inputs[number], dtype)
+                        decoded[place_of[id(group[number])]] = frames.flatten(0, 1)
+
+                self._threads.run(decode_one, range(len(group)), self._num_threads())
+            self.counts.num_frames_used += plan.num_frames_used
+            self.counts.num_frames_decoded += plan.num_frames_decoded
+        return _take(decoded, plan.source)
+
+    def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Plan and decode.
+
+        Args: as ``plan`` and ``run``.
+
+        Returns:
+            (n, 3, H, W) RGB on the device.
+
+        Raises:
+            PackError: a key-frame is damaged.
+        """
+        return self.stream.call(lambda: self.run(self.plan(rows), dtype))
 
     def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
         """Decode times between frames.
@@ -114,162 +263,187 @@ class Decoder:
             ValueError: the network knows no times between frames, with the reason.
             PackError: a key-frame is damaged.
         """
-        if len(rows) and self._backend.why_not_interpolated is not None:
-            raise ValueError(f"{self._pack.path}: {self._backend.why_not_interpolated}")
-        order = np.argsort(rows, kind="stable")
-        rows, offsets = rows[order], offsets[order]
-        units = rows if self._backend.frames_per_unit == 1 else self._pack.frames.at(rows).clip
-        slot = rows - self._units.rows[units, 0]
-        parts, places = [self._empty(0)], [np.empty(0, np.int64)]
-        for step in self._plan_steps(rows):
-            decoded = self._decode_units(self._units.rows[units[step.places]], step.networks, offsets[step.places])
-            place, first = np.unique(step.places, return_index=True)  # a network may repeat its last
-            parts.append(_take(decoded.flatten(0, 1), first * decoded.shape[1] + slot[place]))
-            places.append(place)
-        return _put_back(parts, order[np.concatenate(places)])
+        why_not = self._engine.backend.why_not_interpolated
+        if len(rows) and why_not is not None:
+            raise ValueError(f"{self._pack.path}: {why_not}")
+        return self.stream.call(lambda: self.run(self._planner.plan_between(rows, offsets)))
 
-    def _plan_steps(self, rows: np.ndarray) -> list[DecodeStep]:
-        """Steps over units, given the row of a frame of each, ascending."""
-        if self._backend.num_networks is None:
-            return plan_steps(len(rows), self._units_per_step)
-        return plan_network_steps(self._pack.frames.at(rows).video, self._units_per_step)
+    def end_threads(self) -> None:
+        """End the threads that were started; the next batch starts some again."""
+        with self._lock:
+            self._threads.end()
 
-    @torch.inference_mode()  # only here: its tensors cannot be changed in place, and transforms do that
-    def _decode_units(self, rows: np.ndarray, networks: np.ndarray | None, offsets: np.ndarray | None = None) -> Tensor:
-        """Decode units.
+    def _num_threads(self) -> int:
+        """Steps that run at once."""
+        return torch.get_num_threads() if self._engine.takes_threads else 1
 
-        Args:
-            rows: (m, T) rows of the frame table.
-            networks: as ``DecodeStep`` has them.
-            offsets: (m,) how far the times of each unit lie behind its frames; None is not at all.
-
-        Returns:
-            (m, T, 3, H, W) uint8.
-        """
-        offset = None if offsets is None else offsets[:, None]
-        keys, units = select_units(self._pack.frames, rows, self._pack.description.scope, offset)
-        units = units.to(self.device)
-        with autocast(self.device):
-            latents = None if self._latents is None else self._latents.get(rows.reshape(-1), offsets)
-            if networks is None:
-                features = self._backend.encode_keyframes(self._keyframes.get(keys)) if len(keys) else ()
-                decoded = self._backend.decode(features, units, latents)
-            else:
-                weights = select_networks(self._backend, self._on_device(networks))
-                decoded = decode_with(self._backend, weights, units, latents)
-        return to_uint8(decoded)
-
-    def _empty(self, num_frames: int) -> Tensor:
-        return torch.empty((num_frames, 3, *self._pack.frame_size), dtype=torch.uint8, device=self.device)
-
-    def _on_device(self, indices: np.ndarray) -> Tensor:
-        return torch.from_numpy(indices.astype(np.int64)).to(self.device)
-
-
-class _Latents:
-    """All latents of a pack as int8 on a device."""
-
-    def __init__(self, pack: Pack, device: torch.device):
-        stored = pack.latents()
-        self._symbols = torch.from_numpy(stored.symbols).to(device)
-        self._grid: tuple[Tensor, Tensor] | None = None
-        if stored.grid is not None:
-            minimum, scale = (
-                torch.from_numpy(part).to(device).float()[..., None, None]
-                for part in (stored.grid.minimum, stored.grid.scale)
+    def _open_caches(self) -> tuple[FeatureCache, PixelCache | None]:
+        engine, settings = self._engine, self._settings
+        black = torch.zeros((1, 3, *self._pack.frame_size), dtype=torch.uint8, device=self.device)
+        with engine.mode():
+            example = engine.encode_keyframes(black)
+            num_keys = len(self._pack.index.keys)
+            needed = num_keys * feature_bytes(example)
+            on_device, on_host = choose_bounds(settings.cache, settings.cache_bytes, needed, self.device)
+            read = functools.partial(_read_keyframes, self._pack, self.counts)
+            pixels = PixelCache(read, on_host) if on_host else None
+            keyframes = FeatureCache(
+                num_keys,
+                read if pixels is None else pixels.get,
+                engine.encode_keyframes,
+                example,
+                max_bytes=on_device,
+                min_slots=2 * self._planner.max_units,
+                keys_per_step=self._planner.max_units * self._planner.frames_per_unit,
             )
-            self._grid = minimum - SYMBOL_OF_CODE_0 * scale, scale
-        self._has_grid_per_video = pack.num_networks is not None
-        self._frames = pack.frames
+        return keyframes, pixels
 
-    def get(self, rows: np.ndarray, offsets: np.ndarray | None = None) -> Tensor:
-        """Latents of frames, or between each frame and the next; key-frames count as zero.
+    def _prepare(self, steps: Sequence[PlannedStep]) -> list["_StepInputs"]:
+        """The tensors of some steps on the device, whose key-frames are then at hand."""
+        keys = slots = np.zeros(0, np.int64)
+        if self._keyframes is not None:
+            keys = np.unique(np.concatenate([step.keys.ravel() for step in steps]))
+            with self._engine.mode():
+                slots = self._keyframes.slots(keys)
+        has_grid_per_video = self._latents is not None and self._engine.backend.num_networks is not None
+        named: list[dict[str, np.ndarray]] = []
+        for step in steps:
+            arrays = {
+                "keys": slots[np.searchsorted(keys, step.keys)] if len(keys) else step.keys,
+                "phase": step.phase,
+                "time": step.time,
+                "network_time": step.network_time,
+            }
+            if self._latents is not None:
+                arrays["latents"] = step.latents
+                if step.next_latents is not None and step.next_shares is not None:
+                    arrays |= {"next_latents": step.next_latents, "next_shares": step.next_shares}
+            if step.networks is not None:
+                arrays["networks"] = step.networks
+                if has_grid_per_video:
+                    arrays["videos"] = repeat_for_units(step.networks, step.rows.size)
+            named.append(arrays)
+        tensors = iter(upload([array for arrays in named for array in arrays.values()], self.device))
+        return [_StepInputs(**{name: next(tensors) for name in arrays}) for arrays in named]
 
-        Args:
-            rows: (n,) rows of the frame table.
-            offsets: (n,) shares of the next frame, 0 to 1; None is none.
+    def _decode(self, step: "_StepInputs", dtype: torch.dtype) -> Tensor:
+        """The frames of a step: (n, T, 3, H, W)."""
+        features = () if self._keyframes is None else self._keyframes.features
+        units = Units(step.keys, step.phase, step.time, step.network_time)
+        latents = None
+        if self._latents is not None and step.latents is not None:
+            latents = self._latents.get(step.latents, step.videos)
+            if step.next_latents is not None and step.next_shares is not None:
+                following = self._latents.get(step.next_latents, step.videos)
+                latents = torch.lerp(latents, following, step.next_shares.view(-1, 1, 1, 1))
+        return self._engine.decode(features, units, latents, step.networks, dtype)
 
-        Returns:
-            (n, channels, height, width) float32.
-        """
-        if offsets is None:
-            return self._at(rows)
-        share = torch.from_numpy(offsets.astype(np.float32)).to(self._symbols.device).view(-1, 1, 1, 1)
-        return torch.lerp(self._at(rows), self._at(rows + 1), share)
 
-    def _at(self, rows: np.ndarray) -> Tensor:
-        device = self._symbols.device
-        latents = torch.zeros((len(rows), *self._symbols.shape[1:]), device=device)
-        has_latent = np.flatnonzero(~self._frames.at(rows).is_key)
-        if len(has_latent):
-            stored = torch.from_numpy(self._frames.latent_row(rows[has_latent])).to(device)
-            values = self._symbols.index_select(0, stored).float()
-            if self._grid is not None:
-                offset, scale = self._grid
-                if self._has_grid_per_video:
-                    video = torch.from_numpy(self._frames.at(rows[has_latent]).video.astype(np.int64)).to(device)
-                    offset, scale = offset[video], scale[video]
-                values = torch.addcmul(offset, values, scale)
-            latents[torch.from_numpy(has_latent).to(device)] = values
-        return latents
+@dataclass(frozen=True)
+class _StepInputs:
+    """A ``PlannedStep`` on the device; its keys count slots of the cache."""
+
+    keys: Tensor
+    phase: Tensor
+    time: Tensor
+    network_time: Tensor
+    latents: Tensor | None = None
+    next_latents: Tensor | None = None
+    next_shares: Tensor | None = None
+    networks: Tensor | None = None
+    videos: Tensor | None = None
 
 
 class JoinedDecoder:
     """A decoder for each of several packs, made when the first frame of its pack is asked for.
 
-    Args: as ``Decoder``; the cache's bound is parted evenly between the packs.
+    Args: as ``Decoder`` has them; a bound on the cache is parted evenly between the packs.
     """
 
-    def __init__(self, pack: JoinedPack, device: torch.device, *, cache_bytes: int = KEYFRAME_CACHE_BYTES):
-        self.device = device
+    def __init__(self, pack: JoinedPack, device: torch.device, settings: DecodeSettings = DEFAULT_SETTINGS):
+        self.device, self.stream = device, DecodeStream(device)
         self._pack = pack
-        self._cache_bytes = cache_bytes // len(pack.packs)
+        if settings.cache_bytes is not None:
+            settings = replace(settings, cache_bytes=settings.cache_bytes // len(pack.packs))
+        self._settings = settings
         self._decoders: dict[int, Decoder] = {}
 
-    def decode(self, rows: np.ndarray) -> Tensor:
+    @property
+    def counts(self) -> DecodeCounts:
+        return sum((decoder.counts for decoder in self._decoders.values()), DecodeCounts())
+
+    def plan(self, rows: np.ndarray) -> JoinedPlan:
+        """As ``Decoder.plan``, over the rows of all packs."""
+        return JoinedPlan(
+            tuple(
+                (number, here, self._decoder(number).plan(rows[here] - self._pack.first_row[number]))
+                for number, here in self._parts(rows)
+            )
+        )
+
+    def missing_keyframes(self, plan: DecodePlan | JoinedPlan) -> np.ndarray:
+        assert isinstance(plan, JoinedPlan)
+        rows = [self._decoder(n).missing_keyframes(part) + self._pack.first_key[n] for n, _, part in plan.parts]
+        return np.concatenate([np.zeros(0, np.int64), *rows])
+
+    def add_keyframes(self, rows: np.ndarray, images: np.ndarray) -> None:
+        part = np.searchsorted(self._pack.first_key, rows, side="right") - 1
+        for number in np.unique(part).tolist():
+            own = part == number
+            self._decoder(number).add_keyframes(rows[own] - self._pack.first_key[number], images[own])
+
+    def run(self, plan: DecodePlan | JoinedPlan, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """As ``Decoder.run``."""
+        assert isinstance(plan, JoinedPlan)
+        decoded = [(here, self._decoder(number).run(part, dtype)) for number, here, part in plan.parts]
+        return self._gather(decoded, sum(len(here) for here, _ in decoded), dtype)
+
+    def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
         """As ``Decoder.decode``, over the rows of all packs."""
-        return self._gather(rows, lambda decoder, own, here: decoder.decode(own))
+        return self.stream.call(lambda: self.run(self.plan(rows), dtype))
 
     def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
         """As ``Decoder.decode_between``, over the rows of all packs."""
-        return self._gather(rows, lambda decoder, own, here: decoder.decode_between(own, offsets[here]))
+        decoded = [
+            (here, self._decoder(number).decode_between(rows[here] - self._pack.first_row[number], offsets[here]))
+            for number, here in self._parts(rows)
+        ]
+        return self._gather(decoded, len(rows), torch.uint8)
 
-    def _gather(self, rows: np.ndarray, decode: Callable[[Decoder, np.ndarray, np.ndarray], Tensor]) -> Tensor:
-        """Frames of all packs; ``decode`` is given a decoder, rows of its pack, and where they stand among all rows."""
-        frames = torch.empty((len(rows), 3, *self._pack.frame_size), dtype=torch.uint8, device=self.device)
+    def end_threads(self) -> None:
+        for decoder in self._decoders.values():
+            decoder.end_threads()
+
+    def _parts(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Number of each pack that is asked for, and which rows are its own."""
         part = np.searchsorted(self._pack.first_row, rows, side="right") - 1
-        for number in np.unique(part).tolist():
-            here = np.flatnonzero(part == number)
-            decoded = decode(self._decoder(number), rows[here] - self._pack.first_row[number], here)
-            frames[torch.from_numpy(here).to(self.device)] = decoded
+        return [(number, np.flatnonzero(part == number)) for number in np.unique(part).tolist()]
+
+    def _gather(self, decoded: Sequence[tuple[np.ndarray, Tensor]], num_frames: int, dtype: torch.dtype) -> Tensor:
+        size = self._settings.size or self._pack.frame_size
+        frames = torch.empty((num_frames, 3, *size), dtype=dtype, device=self.device)
+        for here, part in decoded:
+            (places,) = upload([here], self.device)
+            frames.index_copy_(0, places, part)
         return frames
 
     def _decoder(self, number: int) -> Decoder:
         if number not in self._decoders:
-            self._decoders[number] = Decoder(self._pack.packs[number], self.device, cache_bytes=self._cache_bytes)
+            self._decoders[number] = Decoder(self._pack.packs[number], self.device, self._settings, self.stream)
         return self._decoders[number]
 
 
+def _read_keyframes(pack: Pack, counts: DecodeCounts, rows: np.ndarray) -> np.ndarray:
+    counts.num_keyframes_read += len(rows)
+    return pack.keyframes(rows, num_threads=torch.get_num_threads())  # one in a DataLoader's worker
+
+
 def _take(frames: Tensor, indices: np.ndarray) -> Tensor:
-    """Some frames of a decoded step."""
+    """Some frames of what was decoded."""
     if np.array_equal(indices, np.arange(len(frames))):
         return frames
-    return frames.index_select(0, torch.from_numpy(indices).to(frames.device))
-
-
-def _put_back(parts: Sequence[Tensor], requests: np.ndarray) -> Tensor:
-    """Decoded parts in the order of the requests: frame i of all parts belongs to request ``requests[i]``.
-
-    Copies, since inference mode made the parts. (One part after the other into place would take seven times as long.)
-    """
-    inverse = np.empty(len(requests), np.int64)
-    inverse[requests] = np.arange(len(requests))
-    return _take(torch.cat(list(parts)), inverse)
-
-
-def to_uint8(frames: Tensor) -> Tensor:
-    """Frames in 0..1, any float type -> uint8 grey levels, rounded."""
-    return (frames.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+    (places,) = upload([indices], frames.device)
+    return frames.index_select(0, places)
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -64,6 +64,31 @@ class JoinedPack:
         """(num_packs + 1,) int64: first row of each pack in the frame table, and the number of rows."""
         return _starts([len(pack.frames) for pack in self.packs])
 
+    @property
+    def first_key(self) -> np.ndarray:
+        """(num_packs + 1,) int64: first row of each pack in the key-frame table, and the number of rows."""
+        return _starts([len(pack.index.keys) for pack in self.packs])
+
+    def keyframes(self, rows: np.ndarray, *, num_threads: int | None = None) -> np.ndarray:
+        """Decoded key-frames of all packs.
+
+        Args:
+            rows: (n,) rows of the joint key-frame table.
+            num_threads: as ``Pack.keyframes`` has it.
+
+        Returns:
+            (n, H, W, 3) uint8 RGB.
+
+        Raises:
+            PackError: a key-frame is damaged; it is named by its video and frame.
+        """
+        images = np.empty((len(rows), *self.frame_size, 3), np.uint8)
+        part = np.searchsorted(self.first_key, rows, side="right") - 1
+        for number in np.unique(part).tolist():
+            own = part == number
+            images[own] = self.packs[number].keyframes(rows[own] - self.first_key[number], num_threads=num_threads)
+        return images
+
 
 def open_pack(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Pack | JoinedPack:
     """Open a pack, or several as one.

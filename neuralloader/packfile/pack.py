@@ -259,11 +259,12 @@ class Pack:
         with _naming(self.path):
             return [unpack_keyframe(self._template, payload) for payload in self._keyframes.items(rows.tolist())]
 
-    def keyframes(self, rows: np.ndarray) -> np.ndarray:
+    def keyframes(self, rows: np.ndarray, *, num_threads: int | None = None) -> np.ndarray:
         """Decoded key-frames.
 
         Args:
             rows: (n,) rows of the key-frame table.
+            num_threads: images that are decoded at once; None is one for each processor.
 
         Returns:
             (n, H, W, 3) uint8 RGB.
@@ -275,7 +276,7 @@ class Pack:
         with _naming(self.path):
             codec, size = self.description.keyframe_codec, self.description.frame_size
             try:
-                return decode_keyframes(files, codec, size)
+                return decode_keyframes(files, codec, size, num_threads=num_threads)
             except PackError:
                 for row, file in zip(rows, files, strict=True):
                     with _naming(self.name_keyframe(int(row))):

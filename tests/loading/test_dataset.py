@@ -55,7 +55,7 @@ def test_an_item(every_pack: tiny.TinyPack) -> None:
     assert (video.shape, video.dtype, video.device.type) == ((8, 3, *tiny.SIZE), torch.uint8, "cpu")
     assert label == 0
     assert type(label) is int
-    assert dataset.frames_per_clip == dataset.step_between_clips == 8
+    assert dataset.frames_per_clip == 8
 
 
 def test_classes_and_samples_as_in_torchvision(dataset: NeuralVideoDataset) -> None:

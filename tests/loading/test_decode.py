@@ -1,7 +1,5 @@
 """The decoder: the same frames whatever the batch, each key-frame read once, and the paper's padding put back."""
 
-from collections.abc import Callable
-
 import counter
 import numpy as np
 import pytest
@@ -12,7 +10,8 @@ from torch import Tensor
 from neuralloader.backends import Units
 from neuralloader.backends.precision import autocast
 from neuralloader.loading import decode
-from neuralloader.loading.decode import Decoder, to_uint8
+from neuralloader.loading.decode import DEFAULT_SETTINGS, Decoder, DecodeSettings
+from neuralloader.loading.output import to_uint8
 from neuralloader.metrics.quality import psnr_db
 from neuralloader.packfile import Pack, open_pack
 
@@ -66,28 +65,53 @@ def test_small_steps_give_the_same_frames(pack: Pack, monkeypatch: pytest.Monkey
     values = units_per_step * frames_per_unit * tiny.SIZE[0] * tiny.SIZE[1] * backend.values_per_pixel
     for bound in (decode.VALUES_PER_STEP, decode.STACK_VALUES_PER_STEP):
         monkeypatch.setitem(bound, "cpu", values)
-    calls: list[int] = []
     decoder = Decoder(pack, CPU)
-    original: Callable[..., Tensor] = decoder._decode_units
-    monkeypatch.setattr(decoder, "_decode_units", lambda rows, *more: calls.append(len(rows)) or original(rows, *more))
-    assert _differ_by(decoder.decode(rows), whole) <= 1
-    assert max(calls) <= units_per_step, "the bound on what is decoded at a time"
-    assert max(calls) == units_per_step or pack.num_networks is not None, "some networks have fewer units to decode"
-    assert len(calls) > 1
+    sizes = [len(step.rows) for step in decoder.plan(rows).steps]
+    assert max(sizes) <= units_per_step, "the bound on what is decoded at a time"
+    assert max(sizes) == units_per_step or pack.num_networks is not None, "some networks have fewer units to decode"
+    assert len(sizes) > 1
+    for settings in (DEFAULT_SETTINGS, DecodeSettings(cache_bytes=0)):
+        assert _differ_by(Decoder(pack, CPU, settings).decode(rows), whole) <= 1
 
 
-def test_each_unit_that_is_needed_is_decoded_once(
-    pack: Pack, every_pack: tiny.TinyPack, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_steps_side_by_side_give_the_same_frames(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, num_threads: int
 ) -> None:
+    rows = np.random.default_rng(1).integers(0, len(pack.frames), 40)
+    alone = Decoder(pack, CPU).decode(rows)
+    monkeypatch.setattr(decode, "VALUES_PER_THREAD", 1)
+    torch.set_num_threads(num_threads)
+    try:
+        decoder = Decoder(pack, CPU)
+        if pack.num_networks is None:  # the networks of a stack take turns
+            assert len(decoder.plan(rows).steps) >= num_threads
+        assert _differ_by(decoder.decode(rows), alone) <= 1
+        assert torch.get_num_threads() == num_threads, "the caller's threads are left as they were"
+        for damaged in (True, False):  # an error leaves the threads usable
+            if damaged:
+                monkeypatch.setattr(decoder, "_decode", _fail)
+                with pytest.raises(RuntimeError, match="no frame today"):
+                    decoder.decode(rows)
+                monkeypatch.undo()
+        assert _differ_by(decoder.decode(rows), alone) <= 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def _fail(*arguments: object) -> Tensor:
+    raise RuntimeError("no frame today")
+
+
+def test_each_unit_that_is_needed_is_decoded_once(pack: Pack, every_pack: tiny.TinyPack) -> None:
     """The planner from end to end: any frames, in any order and with repeats, from as few units as there can be."""
     decoder = Decoder(pack, CPU)
-    decoded: list[list[int]] = []
-    original: Callable[..., Tensor] = decoder._decode_units
-    monkeypatch.setattr(
-        decoder, "_decode_units", lambda rows, *more: decoded.extend(rows.tolist()) or original(rows, *more)
-    )
     rows = np.random.default_rng(2).integers(0, len(pack.frames), 25)
-    frames = decoder.decode(rows)
+    plan = decoder.plan(rows)
+    decoded = [unit for step in plan.steps for unit in step.rows.tolist()]
+    frames = decoder.run(plan)
+    assert decoder.counts.num_frames_used == len(set(rows.tolist()))
+    assert decoder.counts.num_frames_decoded == sum(map(len, decoded))
     numbers = [counter.read(frame) for frame in frames.permute(0, 2, 3, 1).numpy()]
     assert numbers == every_pack.numbers[rows].tolist()
     units = pack.units(pack.load_backend()).rows.tolist()
@@ -126,7 +150,7 @@ def test_only_the_key_frames_needed_are_decoded(pack: Pack, monkeypatch: pytest.
 
 def test_without_a_cache_frames_stay_the_same(pack: Pack) -> None:
     rows = np.arange(0, len(pack.frames), 3)
-    assert torch.equal(Decoder(pack, CPU, cache_bytes=0).decode(rows), Decoder(pack, CPU).decode(rows))
+    assert torch.equal(Decoder(pack, CPU, DecodeSettings(cache_bytes=0)).decode(rows), Decoder(pack, CPU).decode(rows))
 
 
 def test_frames_can_be_changed_in_place(pack: Pack) -> None:

@@ -18,7 +18,8 @@ import torch
 from neuralloader import NeuralVideoDataset
 from neuralloader.backends import Units
 from neuralloader.backends.precision import autocast
-from neuralloader.loading.decode import Decoder, to_uint8
+from neuralloader.loading.decode import Decoder
+from neuralloader.loading.output import to_uint8
 from neuralloader.packfile import Pack
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from neuralloader import NeuralVideoDataset, Pack
 from neuralloader.backends import Units
 from neuralloader.backends.precision import autocast
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
-from neuralloader.loading.decode import Decoder, to_uint8
+from neuralloader.loading.decode import Decoder
+from neuralloader.loading.output import to_uint8
 from neuralloader.loading.videos import Frame, FrameBatch, NeuralVideo, Videos, open_videos
 from neuralloader.metrics.quality import psnr_db
 

@@ -1,0 +1,222 @@
+"""A pack's network, made ready for a device: dequantised and cast once, called in its fast format, compiled on request.
+
+Weights of convolutions and linear layers are stored in the format they run in, which is what autocast would cast them
+to at every call; all else (warps, norms, GTMLP's matrices) stays float32.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuralloader.backends import Backend, KeyFeatures, Units
+from neuralloader.backends.precision import fast_dtype
+from neuralloader.backends.stacked import StackedConv2d, StackedLinear, decode_with, select_networks
+from neuralloader.loading.output import finish_frames
+
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Engine:
+    """Calls a backend.
+
+    Args:
+        backend: with its weights; it is changed in place.
+        device: where it runs.
+        precision: float32, bfloat16 or float16; None is bfloat16 where the device is fast at it, else float32.
+        size: (height, width) that frames are resized to; None leaves them.
+        compile: run through ``torch.compile``. Where that fails, a warning says why, and decoding goes on without.
+        cuda_graphs: replay a recorded graph for each number of units; CUDA only, with the same fallback.
+
+    Raises:
+        ValueError: an unknown precision, or CUDA graphs elsewhere.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        device: torch.device,
+        *,
+        precision: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
+        compile: bool = False,
+        cuda_graphs: bool = False,
+    ):
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision={precision} must be one of {', '.join(map(str, PRECISIONS))}, or None")
+        if cuda_graphs and device.type != "cuda":
+            raise ValueError(f"cuda_graphs=True needs a CUDA device, not {device}")
+        self.device, self.precision = device, precision or fast_dtype(device.type)
+        self.backend = _cast_layers(backend.to(device), self.precision)
+        self._size = size
+        self._eager: _Decode = functools.partial(_decode_and_finish, self.backend, size)
+        self._fast: _Decode | None = None
+        if compile:
+            self._fast = torch.compile(self._eager, dynamic=False)
+        if cuda_graphs:
+            self._fast = GraphedDecode(self._fast or self._eager)
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may decode at once: eagerly, on a CPU, one network (the weights of a stack are put in
+        and out of one module)."""
+        return self._fast is None and self.device.type == "cpu" and self.backend.num_networks is None
+
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        """Without gradients, in the engine's precision."""
+        enabled = self.precision != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, self.precision if enabled else None, enabled=enabled),
+        ):
+            yield
+
+    def encode_keyframes(self, images: Tensor) -> KeyFeatures:
+        """``Backend.encode_keyframes``; float features in the engine's precision, which loses nothing."""
+        features = self.backend.encode_keyframes(images)
+        return tuple(f.to(self.precision) if f.is_floating_point() else f for f in features)
+
+    def decode(
+        self,
+        features: KeyFeatures,
+        units: Units,
+        latents: Tensor | None,
+        networks: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Finished frames of n units.
+
+        Args:
+            features: rows that ``units.keys`` counts.
+            units: n units of T frames, on the device.
+            latents: (n * T, ...), or None.
+            networks: (V,) int64 rows of a stack of networks, or None.
+            dtype: of the frames.
+
+        Returns:
+            (n, T, 3, H, W), as ``finish_frames`` makes them.
+        """
+        if networks is not None:
+            weights = select_networks(self.backend, networks)
+            return finish_frames(decode_with(self.backend, weights, units, latents), dtype, self._size)
+        tensors = (*features, units.keys, units.phase, units.time, units.network_time)
+        if self._fast is not None:
+            try:
+                return self._decode_padded(self._fast, tensors, len(features), latents, dtype)
+            except Exception as error:  # compilers raise whatever they run into
+                self._fast = None
+                reason = str(error).strip().splitlines()
+                warnings.warn(
+                    f"decoding goes on uncompiled: {type(error).__name__}: {reason[0] if reason else ''}", stacklevel=2
+                )
+        return self._eager(tensors, len(features), latents, dtype)
+
+    def _decode_padded(
+        self,
+        decode: "_Decode",
+        tensors: Sequence[Tensor],
+        num_features: int,
+        latents: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Decode a power of two of units, of which there are few: each number is compiled or recorded once."""
+        num_units = len(tensors[num_features])
+        padded = 1 << (num_units - 1).bit_length()
+        more = padded - num_units
+        units = [_pad(t, more) for t in tensors[num_features:]]
+        frames_per_unit = self.backend.frames_per_unit
+        latents = None if latents is None else _pad(latents, more * frames_per_unit)
+        return decode((*tensors[:num_features], *units), num_features, latents, dtype)[:num_units]
+
+
+_Decode = Callable[[Sequence[Tensor], int, Tensor | None, torch.dtype], Tensor]
+
+
+def _decode_and_finish(
+    backend: Backend,
+    size: tuple[int, int] | None,
+    tensors: Sequence[Tensor],
+    num_features: int,
+    latents: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Frames from features, then the fields of ``Units``, in one list."""
+    features, units = tuple(tensors[:num_features]), Units(*tensors[num_features:])
+    return finish_frames(backend.decode(features, units, latents), dtype, size)
+
+
+class GraphedDecode:
+    """A decoding function recorded as a CUDA graph for each shape and dtype, then replayed.
+
+    Features are read where they stand; all else is copied into the graph's own inputs. What it gives is the graph's own
+    output, good until the next call: the caller copies.
+    """
+
+    WARM_UP_CALLS = 3
+
+    def __init__(self, decode: _Decode):
+        self._decode = decode
+        self._recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    def __call__(
+        self, tensors: Sequence[Tensor], num_features: int, latents: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        features, given = tensors[:num_features], [*tensors[num_features:], *([] if latents is None else [latents])]
+        key = (dtype, *((tuple(t.shape), t.dtype) for t in given), *(f.data_ptr() for f in features))
+        if key not in self._recorded:
+            self._recorded[key] = self._record(features, given, num_features, latents is not None, dtype)
+        graph, inputs, output = self._recorded[key]
+        for own, new in zip(inputs, given, strict=True):
+            own.copy_(new)
+        graph.replay()
+        return output
+
+    def _record(
+        self,
+        features: Sequence[Tensor],
+        given: Sequence[Tensor],
+        num_features: int,
+        has_latents: bool,
+        dtype: torch.dtype,
+    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        inputs = [t.clone() for t in given]
+        units, latents = (inputs[:-1], inputs[-1]) if has_latents else (inputs, None)
+        for _ in range(self.WARM_UP_CALLS):
+            self._decode((*features, *units), num_features, latents, dtype)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            output = self._decode((*features, *units), num_features, latents, dtype)
+        return graph, inputs, output
+
+
+def _cast_layers(backend: Backend, dtype: torch.dtype) -> Backend:
+    for layer in backend.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear | StackedConv2d | StackedLinear):
+            layer.to(dtype)
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return backend
+
+
+def _pad(tensor: Tensor, more: int) -> Tensor:
+    """Repeat the last row so many times."""
+    return torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])]) if more else tensor
+
+
+def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays as tensors on a device; to a GPU in one copy for each dtype, which nothing waits for."""
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type == "cpu":
+        return tensors
+    uploaded: list[Tensor] = list(tensors)
+    for dtype in {t.dtype for t in tensors}:
+        places = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+        flat = torch.cat([tensors[i].flatten() for i in places]).pin_memory().to(device, non_blocking=True)
+        for i, part in zip(places, flat.split([tensors[i].numel() for i in places]), strict=True):
+            uploaded[i] = part.view(tensors[i].shape)
+    return uploaded

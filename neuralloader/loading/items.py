@@ -1,0 +1,100 @@
+"""The items of a dataset: which videos, and which rows of the frame table each item asks for."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from neuralloader.clips import FrameTable
+from neuralloader.loading.samplers import ClipSampler
+
+
+class ItemTable:
+    """All items that a sampler makes of some videos, in video order.
+
+    Args:
+        frames: the frame table.
+        videos: (n,) the videos to use, rows of the video list.
+        stored_rate: (num_videos,) frames per second of each video of the pack.
+        sampler: makes items of them.
+        frame_rate: frames per second that the sampler sees, as in torchvision's ``VideoClips``: frames are left out, or
+            repeated, evenly. None is each video's own.
+
+    Attributes:
+        video: (num_items,) int64, the video of each item.
+        number: (num_items,) int64, which of its video's items each is.
+    """
+
+    def __init__(
+        self,
+        frames: FrameTable,
+        videos: np.ndarray,
+        stored_rate: np.ndarray,
+        sampler: ClipSampler,
+        frame_rate: float | None = None,
+    ):
+        self._frames, self._sampler = frames, sampler
+        self._step = np.ones(len(stored_rate)) if frame_rate is None else stored_rate / frame_rate
+        self._num_frames = _resampled_length(np.diff(frames.first_row), self._step)
+        num_items = sampler.count_items(self._num_frames[videos])
+        self.video = np.repeat(videos, num_items)
+        self.number = np.arange(len(self.video)) - np.repeat(np.cumsum(num_items) - num_items, num_items)
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def rows(self, items: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Rows of the frame table.
+
+        Args:
+            items: (B,) int64.
+            draws: (B, num_draws) random numbers for the sampler.
+
+        Returns:
+            (B, num_clips, T) int64.
+
+        Raises:
+            ValueError: as the sampler says.
+        """
+        video = self.video[items]
+        chosen = self._sampler.choose(self._num_frames[video], self.number[items], draws)
+        stored = np.floor(chosen * self._step[video][:, None, None] + 1e-9).astype(np.int64)
+        last = np.diff(self._frames.first_row)[video] - 1
+        return self._frames.first_row[video][:, None, None] + np.minimum(stored, last[:, None, None])
+
+
+def find_videos(names: Sequence[str], wanted: Sequence[str] | str | os.PathLike[str]) -> np.ndarray:
+    """Rows of the wanted videos in a pack's list, in the order wanted.
+
+    Args:
+        names: of all videos of the pack.
+        wanted: names; or a text file with one a line, of which what stands behind the last space is a label, unless
+            the whole line is a name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a name that the pack does not have, with one that it has; a name that comes twice; or no name.
+    """
+    row_of = {name: row for row, name in enumerate(names)}
+    if isinstance(wanted, str | os.PathLike):
+        lines = [line.strip() for line in Path(wanted).read_text(encoding="utf-8").splitlines()]
+        wanted = [line if line in row_of else line.rsplit(maxsplit=1)[0] for line in lines if line]
+    missing = [name for name in wanted if name not in row_of]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} videos are not in the pack: {missing[0]!r} is not, {names[0]!r} is; "
+            "names are paths below the packed folder"
+        )
+    if not wanted:
+        raise ValueError("videos names no video; None is all of them")
+    if len(set(wanted)) != len(wanted):
+        twice = next(name for place, name in enumerate(wanted) if name in wanted[:place])
+        raise ValueError(f"videos names {twice!r} twice")
+    return np.array([row_of[name] for name in wanted], np.int64)
+
+
+def _resampled_length(num_frames: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Frames of videos of which every ``step``-th is taken; torchvision rounds up where the step is whole."""
+    length = np.where(step == np.rint(step), np.ceil(num_frames / step), np.floor(num_frames / step + 1e-9))
+    return np.maximum(1, length).astype(np.int64)
