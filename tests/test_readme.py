@@ -36,8 +36,21 @@ def test_python_block_of_more_videos_runs(
     assert len(names["video"]) == 9  # type: ignore[arg-type]
 
 
+def test_python_blocks_of_the_loader_guide_run(
+    fast_pack: tiny.TinyPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "loader.md").read_text("utf-8"), re.DOTALL)
+    shutil.copy(fast_pack.path, tmp_path / "ucf.nvpack")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["state"] == {"epoch": 0, "batches_done": 1, "seed": 0}
+    assert len(names["loader"]) == 1  # type: ignore[arg-type]
+
+
 def test_commands_parse() -> None:
-    pages = README + (ROOT / "docs" / "more-videos.md").read_text(encoding="utf-8")
+    pages = README + "".join((ROOT / "docs" / page).read_text("utf-8") for page in ("more-videos.md", "loader.md"))
     commands = re.findall(r"^neuralloader ([^#\n]+)", pages, re.MULTILINE)
     assert len(commands) >= 6
     for command in commands:

@@ -118,6 +118,7 @@ class Backend(nn.Module, ABC):
         num_networks: None, or the V networks that ``stacked.stack_networks`` made one of.
         why_not_appendable: why frames that it was not trained on cannot be encoded; None where they can be.
         why_not_interpolated: why times between frames cannot be decoded; None where they can be.
+        shrink_factors: what ``shrink`` can be called with, ascending.
     """
 
     uses_keyframes: bool
@@ -129,6 +130,7 @@ class Backend(nn.Module, ABC):
     num_networks: int | None = None
     why_not_appendable: str | None = None
     why_not_interpolated: str | None = None
+    shrink_factors: tuple[int, ...] = ()
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
         """Features of key-frames; none from a network that uses none.
@@ -170,6 +172,13 @@ class Backend(nn.Module, ABC):
     def estimate_bits(self, latents: Tensor) -> Tensor:
         """Estimated bits of (M, *latent_shape) latents, a differentiable (M,) float32."""
         raise NotImplementedError(f"{type(self).__name__} stores no latents")
+
+    def shrink(self, factor: int) -> None:
+        """From now on, give frames of 1/factor of the height and width, and spare the work of the others.
+
+        A pixel is about the mean of the factor x factor that it stands for.
+        """
+        raise NotImplementedError(f"{type(self).__name__} decodes at its own size only")
 
     def is_stored(self, name: str) -> bool:
         """Whether the parameter of this name is needed for decoding; the others stay out of the pack."""

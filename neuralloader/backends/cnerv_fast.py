@@ -12,13 +12,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from neuralloader.backends.base import Backend, KeyFeatures, Units
+from neuralloader.backends.base import KeyFeatures, Units
 from neuralloader.backends.lowres import (
     CENTRE,
     TRUNK_STRIDE,
     UNIT,
     CosineEncoder,
     FrameTrunk,
+    TrunkBackend,
     check_frame_size,
     check_waves,
 )
@@ -53,7 +54,7 @@ class FastCNeRVConfig:
         return FastCNeRVConfig(frame_size, width)
 
 
-class FastCNeRV(Backend):
+class FastCNeRV(TrunkBackend):
     """A unit is one frame."""
 
     uses_keyframes = False

@@ -25,11 +25,13 @@ from neuralloader.backends.base import Backend, KeyFeatures, Units
 from neuralloader.backends.blocks import AdaptiveFusion, BottleneckHead, KeyframeWarp, UpsampleBlock
 from neuralloader.backends.lowres import (
     HEAD_STRIDE,
+    SHRINK_FACTORS,
     TRUNK_STRIDE,
     UNIT,
     CosineEncoder,
     check_frame_size,
     check_waves,
+    shrink_shuffle,
     unshuffle,
 )
 from neuralloader.backends.rate import LaplaceRate
@@ -112,9 +114,17 @@ class Head(nn.Module):
         self.hidden = nn.Conv2d(in_channels + content_channels, width, 3, padding=1)
         self.parts = (3 * HEAD_STRIDE**2, 4, 1)  # residual, flow correction, mask
         self.out = nn.Conv2d(width, sum(self.parts), 3, padding=1)
-        self.frame_warp = KeyframeWarp(*frame_size)
+        self.frame_warp, self.stride = KeyframeWarp(*frame_size), HEAD_STRIDE
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def shrink(self, factor: int) -> None:
+        """As ``Backend.shrink``; key-frames must come at that size, too."""
+        shrink_shuffle(self.out, factor)
+        height, width, _ = self.frame_warp.grid.shape
+        warp = KeyframeWarp(height // factor, width // factor).to(self.frame_warp.grid.device)
+        self.frame_warp, self.stride = warp, self.stride // factor
+        self.parts = (3 * self.stride**2, *self.parts[1:])
 
     def forward(self, x: Tensor, content: Tensor, images: Tensor, keys: Tensor, phase: Tensor) -> Tensor:
         """(M, C, H/4, W/4), key-frames (K, 3, H, W) uint8 -> (M, 3, H, W) in 0..1."""
@@ -122,12 +132,12 @@ class Head(nn.Module):
         start, end = self.content_warp(content, keys, flow)
         x = torch.cat([x, torch.lerp(start, end, phase)], dim=1)
         residual, flow_correction, mask = self.out(F.gelu(self.hidden(x))).split(self.parts, dim=1)
-        offset = (flow.float() + flow_correction) * (HEAD_STRIDE * self.frame_warp.pixel)
+        offset = (flow.float() + flow_correction) * (self.stride * self.frame_warp.pixel)
         mask = torch.sigmoid(mask + torch.logit(phase, eps=0.02))  # starts as the plain blend by phase
-        motion = F.interpolate(torch.cat([offset, mask], dim=1), scale_factor=HEAD_STRIDE, mode="bilinear")
+        motion = F.interpolate(torch.cat([offset, mask], dim=1), scale_factor=self.stride, mode="bilinear")
         offset, mask = motion.split((4, 1), dim=1)
         start, end = self.frame_warp.sample(images, keys, offset)
-        residual = F.pixel_shuffle(residual, HEAD_STRIDE)
+        residual = F.pixel_shuffle(residual, self.stride)
         return torch.add(torch.lerp(start, end, mask) / 255, residual, alpha=RESIDUAL_UNIT)
 
 
@@ -135,6 +145,7 @@ class FastDNeRV(Backend):
     """The default network; a unit is one frame."""
 
     uses_keyframes = True
+    shrink_factors = SHRINK_FACTORS
 
     def __init__(self, config: FastDNeRVConfig):
         super().__init__()
@@ -157,11 +168,16 @@ class FastDNeRV(Backend):
         )
         self.head = Head(config.width, config.width, fine, config.frame_size)
 
+    def shrink(self, factor: int) -> None:
+        self.head.shrink(factor)
+
     def is_stored(self, name: str) -> bool:
         return not name.startswith(("encoder.", "rate."))
 
     def encode_keyframes(self, keyframes: Tensor) -> KeyFeatures:
         content = self.content(unshuffle(keyframes.float() / 255))
+        if self.head.stride < HEAD_STRIDE:
+            keyframes = F.avg_pool2d(keyframes.float(), HEAD_STRIDE // self.head.stride).round().to(torch.uint8)
         return (keyframes, *(feature.float() for feature in content))  # float32: gradients of many frames meet there
 
     def encode_latents(self, frames: Tensor, keyframes: Tensor, units: Units) -> Tensor:

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from neuralloader.backends.base import Backend, KeyFeatures, Units
-from neuralloader.backends.lowres import TRUNK_STRIDE, FrameEncoder, FrameTrunk, check_frame_size
+from neuralloader.backends.base import KeyFeatures, Units
+from neuralloader.backends.lowres import TRUNK_STRIDE, FrameEncoder, FrameTrunk, TrunkBackend, check_frame_size
 from neuralloader.backends.rate import LaplaceRate
 
 
@@ -44,7 +44,7 @@ class FastHNeRVConfig:
         return FastHNeRVConfig(frame_size, width)
 
 
-class FastHNeRV(Backend):
+class FastHNeRV(TrunkBackend):
     """A unit is one frame."""
 
     uses_keyframes = False

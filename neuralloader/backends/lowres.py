@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuralloader.backends.base import refuse_size
+from neuralloader.backends.base import Backend, refuse_size
 from neuralloader.backends.blocks import UpsampleBlock, from_groups, spread, to_groups
 from neuralloader.backends.cosine import CosineTransform, dct_waves
 
 HEAD_STRIDE = 4  # the head's PixelShuffle: from 1/4 of the frame to the frame
+SHRINK_FACTORS = (2, 4)  # of that, what can be left out
 TRUNK_STRIDE = 16  # latents and trunk start at 1/16 of the frame
 CENTRE, UNIT = 0.5, 0.25  # images are (value - centre) / unit inside a network, values in 0..1
 
@@ -28,6 +29,27 @@ def check_waves(num_waves: int) -> None:
     """Refuse, with a ValueError, a number of waves that ``CosineEncoder`` cannot have."""
     if not 1 <= num_waves <= TRUNK_STRIDE:
         raise ValueError(f"num_waves {num_waves} must be 1 to {TRUNK_STRIDE}")
+
+
+@torch.no_grad()
+def shrink_shuffle(conv: nn.Module, factor: int, num_channels: int = 3) -> None:
+    """Let a convolution before PixelShuffle(s) give the means of factor x factor pixels, for PixelShuffle(s / factor).
+
+    Args:
+        conv: a convolution, or a stack of them; its weights are replaced.
+        factor: a divisor of s.
+        num_channels: after the shuffle; what the convolution gives beyond num_channels * s * s stays as it is.
+    """
+    for name in ("weight", "bias"):
+        parameter = conv.get_parameter(name)
+        axis = parameter.ndim - (4 if name == "weight" else 1)  # behind that of a stack
+        shuffled, rest = parameter.split(
+            [num_channels * HEAD_STRIDE**2, parameter.shape[axis] - num_channels * HEAD_STRIDE**2], dim=axis
+        )
+        side = HEAD_STRIDE // factor
+        blocks = shuffled.unflatten(axis, (num_channels, side, factor, side, factor))
+        means = blocks.float().mean(dim=(axis + 2, axis + 4)).flatten(axis, axis + 2).to(parameter.dtype)
+        setattr(conv, name, nn.Parameter(torch.cat([means, rest], dim=axis), requires_grad=False))
 
 
 def unshuffle(images: Tensor) -> Tensor:
@@ -96,6 +118,12 @@ class FrameTrunk(nn.Module):
         self.stages = nn.ModuleList(UpsampleBlock(2 * width if i == 0 else width, width, 2) for i in range(num_stages))
         self.hidden = nn.Conv2d(width, width, 3, padding=1)
         self.out = nn.Conv2d(width, 3 * HEAD_STRIDE**2, 3, padding=1)
+        self.head_stride = HEAD_STRIDE
+
+    def shrink(self, factor: int) -> None:
+        """As ``Backend.shrink``; exact, but for rounding."""
+        shrink_shuffle(self.out, factor)
+        self.head_stride //= factor
 
     def forward(self, x: Tensor) -> Tensor:
         """Frames, float32, nominally in 0..1."""
@@ -104,4 +132,14 @@ class FrameTrunk(nn.Module):
             x = stage(x)
         x = x + F.gelu(self.hidden(x))
         x = from_groups(self.out(x), self.out)
-        return F.pixel_shuffle(x.float(), HEAD_STRIDE) * UNIT + CENTRE
+        return F.pixel_shuffle(x, self.head_stride).float() * UNIT + CENTRE
+
+
+class TrunkBackend(Backend):
+    """A backend whose frames come out of a ``FrameTrunk``."""
+
+    shrink_factors = SHRINK_FACTORS
+    trunk: FrameTrunk
+
+    def shrink(self, factor: int) -> None:
+        self.trunk.shrink(factor)

@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from neuralloader.backends.base import Backend, KeyFeatures, Units
+from neuralloader.backends.base import KeyFeatures, Units
 from neuralloader.backends.blocks import PositionalEncoding, TimeStem
-from neuralloader.backends.lowres import HEAD_STRIDE, TRUNK_STRIDE, FrameTrunk, check_frame_size
+from neuralloader.backends.lowres import HEAD_STRIDE, TRUNK_STRIDE, FrameTrunk, TrunkBackend, check_frame_size
 from neuralloader.backends.nerv import WHY_NOT_APPENDABLE, WHY_NOT_INTERPOLATED
 
 MIN_BASE_SIDE = 4  # of the map the MLP makes
@@ -62,7 +62,7 @@ class FastNeRVConfig:
         return self.frame_size[0] // self.base_stride, self.frame_size[1] // self.base_stride
 
 
-class FastNeRV(Backend):
+class FastNeRV(TrunkBackend):
     """A unit is one frame."""
 
     uses_keyframes = False

@@ -152,6 +152,7 @@ class Decoder:
         self._threads = StepThreads()
         self._engine = Engine(
             pack.load_backend(),
+            pack.frame_size,
             device,
             precision=settings.precision,
             size=settings.size,

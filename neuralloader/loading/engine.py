@@ -26,9 +26,11 @@ class Engine:
 
     Args:
         backend: with its weights; it is changed in place.
+        frame_size: (height, width) of its frames.
         device: where it runs.
         precision: float32, bfloat16 or float16; None is bfloat16 where the device is fast at it, else float32.
-        size: (height, width) that frames are resized to; None leaves them.
+        size: (height, width) that frames are resized to, after the network has spared what work it can; None leaves
+            them.
         compile: run through ``torch.compile``. Where that fails, a warning says why, and decoding goes on without.
         cuda_graphs: replay a recorded graph for each number of units; CUDA only, with the same fallback.
 
@@ -39,6 +41,7 @@ class Engine:
     def __init__(
         self,
         backend: Backend,
+        frame_size: tuple[int, int],
         device: torch.device,
         *,
         precision: torch.dtype | None = None,
@@ -51,6 +54,8 @@ class Engine:
         if cuda_graphs and device.type != "cuda":
             raise ValueError(f"cuda_graphs=True needs a CUDA device, not {device}")
         self.device, self.precision = device, precision or fast_dtype(device.type)
+        if size is not None:
+            shrink_towards(backend, frame_size, size)
         self.backend = _cast_layers(backend.to(device), self.precision)
         self._size = size
         self._eager: _Decode = functools.partial(_decode_and_finish, self.backend, size)
@@ -192,6 +197,15 @@ class GraphedDecode:
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             output = self._decode((*features, *units), num_features, latents, dtype)
         return graph, inputs, output
+
+
+def shrink_towards(backend: Backend, frame_size: tuple[int, int], size: tuple[int, int]) -> None:
+    """Let a network that can give smaller frames give the smallest that still hold the size that is wanted."""
+    factors = [
+        f for f in backend.shrink_factors if all(s <= full // f for s, full in zip(size, frame_size, strict=True))
+    ]
+    if factors:
+        backend.shrink(factors[-1])
 
 
 def _cast_layers(backend: Backend, dtype: torch.dtype) -> Backend:

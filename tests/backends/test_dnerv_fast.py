@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from neuralloader.backends import FastDNeRV, Units, network_of
@@ -168,3 +169,19 @@ def test_presets_grow() -> None:
             for name in ("XS", "S", "M", "L")
         ]
     assert sizes == sorted(set(sizes))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("factor", [2, 4])
+def test_shrunk_frames_are_about_the_means_of_the_pixels(network: FastDNeRV, units: Units, factor: int) -> None:
+    """About: key-frames are averaged before they are warped and not after. Smooth ones, so that this is close."""
+    y, x = torch.meshgrid(torch.linspace(0, 3, SIZE[0]), torch.linspace(0, 4, SIZE[1]), indexing="ij")
+    waves = torch.stack([(x + y + shift).sin() for shift in range(9)]).view(3, 3, *SIZE)
+    keyframes, latents = (127 + 120 * waves).to(torch.uint8), _latents(network, 5)
+    whole = network.decode(network.encode_keyframes(keyframes), units, latents)
+    network.shrink(factor)
+    shrunk = network.decode(network.encode_keyframes(keyframes), units, latents)
+    assert shrunk.shape == (5, 1, 3, SIZE[0] // factor, SIZE[1] // factor)
+    means = F.avg_pool2d(whole.flatten(0, 1), factor).unflatten(0, (5, 1))
+    assert (shrunk - means).abs().mean() < 0.01
+    assert (shrunk - means).abs().mean() < 0.1 * (means - means.mean()).abs().mean()

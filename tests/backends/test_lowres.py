@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuralloader.backends import BACKENDS, network_of
+from neuralloader.backends import BACKENDS, Backend, Units, network_of
+from neuralloader.backends.cnerv_fast import FastCNeRV
 from neuralloader.backends.lowres import FrameEncoder, FrameTrunk, check_frame_size, unshuffle
+from neuralloader.backends.stacked import stack_networks
 
 FAST = [backend for backend, config in BACKENDS if config == "fast"]
 
@@ -129,3 +131,36 @@ def test_parameters_of_the_trunk(channels: int, width: int, num_stages: int) -> 
     layers += [(width, width), (width, 48)]
     expected = sum(9 * c_in * c_out + c_out for c_in, c_out in layers)
     assert sum(p.numel() for p in FrameTrunk(channels, width, num_stages).parameters()) == expected
+
+
+# --- smaller frames -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("num_networks", [None, 2])
+def test_a_shrunk_trunk_gives_the_means_of_its_pixels(factor: int, num_networks: int | None) -> None:
+    torch.manual_seed(1)
+    network: Backend = FastCNeRV(network_of("cnerv", "fast", 8, (32, 48)))
+    if num_networks is not None:
+        network = stack_networks(network, num_networks)
+    for parameter in network.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    assert network.latent_shape is not None
+    latents = torch.randn(4, *network.latent_shape)
+    units = Units(torch.full((4, 2), -1), *torch.zeros(3, 4, 1))
+    whole = network.decode((), units, latents)
+    network.shrink(factor)
+    shrunk = network.decode((), units, latents)
+    assert shrunk.shape == (4, 1, 3, 32 // factor, 48 // factor)
+    means = F.avg_pool2d(whole.flatten(0, 1), factor).unflatten(0, (4, 1))
+    torch.testing.assert_close(shrunk, means, atol=1e-5, rtol=0)
+    assert means.std() > 0.01, "a flat picture would prove nothing"
+
+
+def test_networks_of_the_papers_do_not_shrink() -> None:
+    for name, (_, backend) in BACKENDS.items():
+        assert backend.shrink_factors == ((2, 4) if name[1] == "fast" else ())
+    paper = BACKENDS["nerv", "paper"][1](network_of("nerv", "paper", 8, (32, 48)))
+    with pytest.raises(NotImplementedError, match="NeRV decodes at its own size only"):
+        paper.shrink(2)
