@@ -89,7 +89,7 @@ class KeyframeWarp(nn.Module):
     def __init__(self, height: int, width: int):
         super().__init__()
         x, y = torch.linspace(-1, 1, width), torch.linspace(-1, 1, height)
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (H, W, 2), changes nothing
+        grid = torch.stack(2 * torch.meshgrid(x, y, indexing="xy"))  # (4, H, W): x, y for each key-frame; moves nothing
         self.register_buffer("grid", grid, persistent=False)
         pixel = [2 / max(1, width - 1), 2 / max(1, height - 1)]  # one pixel in x and y, in grid units
         self.register_buffer("pixel", torch.tensor(2 * pixel).view(1, 4, 1, 1), persistent=False)
@@ -110,13 +110,13 @@ class KeyframeWarp(nn.Module):
     def sample(self, maps: Tensor, keys: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """The same with the flow times ``pixel``, float32: for a flow that was scaled before it was enlarged."""
         # split, not slices: the gradient of a slice writes a whole map of zeros for every use
-        to_start, to_end = offset.split(2, dim=1)
+        to_start, to_end = (offset + self.grid).split(2, dim=1)
         return self._sample(maps, keys[:, 0], to_start), self._sample(maps, keys[:, 1], to_end)
 
-    def _sample(self, maps: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
-        grid = offset.permute(0, 2, 3, 1) + self.grid  # (M, H, W, 2)
+    def _sample(self, maps: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         with torch.autocast(maps.device.type, enabled=False):
             images = maps.index_select(0, rows).float()
+            grid = places.permute(0, 2, 3, 1)  # (M, H, W, 2)
             return F.grid_sample(images, grid, padding_mode="border", align_corners=True)
 
 

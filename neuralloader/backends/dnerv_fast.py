@@ -121,7 +121,7 @@ class Head(nn.Module):
     def shrink(self, factor: int) -> None:
         """As ``Backend.shrink``; key-frames must come at that size, too."""
         shrink_shuffle(self.out, factor)
-        height, width, _ = self.frame_warp.grid.shape
+        height, width = self.frame_warp.grid.shape[1:]
         warp = KeyframeWarp(height // factor, width // factor).to(self.frame_warp.grid.device)
         self.frame_warp, self.stride = warp, self.stride // factor
         self.parts = (3 * self.stride**2, *self.parts[1:])
@@ -137,8 +137,8 @@ class Head(nn.Module):
         motion = F.interpolate(torch.cat([offset, mask], dim=1), scale_factor=self.stride, mode="bilinear")
         offset, mask = motion.split((4, 1), dim=1)
         start, end = self.frame_warp.sample(images, keys, offset)
-        residual = F.pixel_shuffle(residual, self.stride)
-        return torch.add(torch.lerp(start, end, mask) / 255, residual, alpha=RESIDUAL_UNIT)
+        residual = F.pixel_shuffle(residual, self.stride) * RESIDUAL_UNIT  # a power of two: exact in any format
+        return torch.add(residual, torch.lerp(start, end, mask), alpha=1 / 255)
 
 
 class FastDNeRV(Backend):

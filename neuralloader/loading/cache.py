@@ -82,7 +82,9 @@ class FeatureCache:
             images: (n, H, W, 3) uint8.
         """
         self._clock += 1
-        absent = np.flatnonzero(self._slot[rows] == ABSENT)[: self.num_slots]
+        present = self._slot[rows]
+        self._used_at[present[present != ABSENT]] = self._clock
+        absent = np.flatnonzero(present == ABSENT)[: self.num_slots]
         self._put(rows[absent], images[absent])
 
     def _put(self, rows: np.ndarray, images: np.ndarray) -> None:
@@ -120,12 +122,11 @@ class PixelCache:
         """Key-frames by row: (n,) -> (n, H, W, 3) uint8; each missing one is decoded once."""
         missing = self.missing(rows)
         if len(missing):
-            self.put(missing, self._read(missing))
+            self._keep(missing, self._read(missing))
         for row in rows.tolist():
             self._kept.move_to_end(row)
         images = np.stack([self._kept[row] for row in rows.tolist()])
-        while self._bytes > self._max_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._let_go()
         return images
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
@@ -133,10 +134,22 @@ class PixelCache:
         return np.array([row for row in dict.fromkeys(rows.tolist()) if row not in self._kept], np.int64)
 
     def put(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Keep key-frames that were read elsewhere, as many as there is room for: the last ones.
+
+        Args: as ``FeatureCache.put``.
+        """
+        self._keep(rows, images)
+        self._let_go()
+
+    def _keep(self, rows: np.ndarray, images: np.ndarray) -> None:
         for row, image in zip(rows.tolist(), images, strict=True):
             if row not in self._kept:
                 self._kept[row] = image.copy()  # a slice would keep the whole request alive
                 self._bytes += image.nbytes
+
+    def _let_go(self) -> None:
+        while self._bytes > self._max_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
 def upload_images(images: np.ndarray, device: torch.device) -> Tensor:
@@ -149,8 +162,8 @@ def choose_bounds(mode: CacheMode, max_bytes: int | None, needed_bytes: int, dev
     """What may be kept on the device, and what on the host, in bytes.
 
     Args:
-        mode: ``device`` keeps features on the device; ``host`` decoded pixels on the host; ``none`` nothing from batch
-            to batch; ``auto`` features on the device, and if those of the whole pack have no room there, pixels too.
+        mode: ``device`` keeps features on the device; ``host`` decoded pixels on the host; ``none`` no more than
+            a step needs; ``auto`` features on the device, and where those of the whole pack have no room, pixels, too.
         max_bytes: bound where things are kept; None is 1 GiB, and on a GPU with ``auto`` a quarter of its free memory.
         needed_bytes: what the features of the whole pack may take.
         device: where networks run.
@@ -169,6 +182,5 @@ def choose_bounds(mode: CacheMode, max_bytes: int | None, needed_bytes: int, dev
         return (bound, 0) if device.type == "cpu" else (0, bound)  # on a CPU they are one
     if mode == "device" or device.type == "cpu":
         return bound, 0
-    if max_bytes is None:
-        bound = int(DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
-    return bound, 0 if needed_bytes <= bound else DEFAULT_BYTES
+    on_device = bound if max_bytes is not None else int(DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
+    return on_device, 0 if needed_bytes <= on_device else bound

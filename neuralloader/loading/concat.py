@@ -1,5 +1,6 @@
 """Several datasets one after another, that a plain DataLoader still decodes batch by batch."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,18 @@ class ConcatNeuralDataset(ConcatDataset[tuple[Any, ...]]):
 
     Args:
         datasets: may differ in pack, sampler and transforms; what they give must stack.
+
+    Raises:
+        TypeError: another kind of dataset.
     """
 
     def __init__(self, datasets: Sequence[NeuralVideoDataset]):
+        for dataset in datasets:
+            if not isinstance(dataset, NeuralVideoDataset):
+                raise TypeError(
+                    f"ConcatNeuralDataset joins NeuralVideoDatasets, not {type(dataset).__name__}; use torch's "
+                    "ConcatDataset, which joins any"
+                )
         super().__init__(datasets)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
@@ -29,7 +39,7 @@ class ConcatNeuralDataset(ConcatDataset[tuple[Any, ...]]):
         Raises:
             IndexError: there is no such item.
         """
-        items = np.asarray(indices, np.int64)
+        items = np.array([operator.index(index) for index in indices], np.int64)
         bad = (items < -len(self)) | (items >= len(self))
         if bad.any():
             raise IndexError(f"index {items[bad][0]} is out of range: the dataset has {len(self)} items")

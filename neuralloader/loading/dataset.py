@@ -178,8 +178,11 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
 
         Raises:
             IndexError: there is no such item.
+            ValueError: an empty list.
         """
         if isinstance(index, list | tuple | range | np.ndarray | Tensor) and np.ndim(index) == 1:
+            if not len(index):
+                raise ValueError("a batch of no items has no shape; for a list of none, call __getitems__([])")
             return tuple(default_collate(self.__getitems__(index)))  # type: ignore[arg-type]
         return self.__getitems__([index])[0]  # type: ignore[list-item]
 
@@ -266,6 +269,8 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
             self._decoder.end_threads()
 
     def _checked_index(self, index: int) -> int:
+        if isinstance(index, Tensor) and index.dtype == torch.bool:  # part of a mask, which would count as 0 and 1
+            raise TypeError("an index is a whole number, not a bool; a mask's are mask.nonzero()[:, 0]")
         position = operator.index(index)
         if not -len(self) <= position < len(self):
             raise IndexError(f"index {position} is out of range: the dataset has {len(self)} items")
@@ -319,7 +324,7 @@ def _checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
         return None
     try:
         height, width = (operator.index(side) for side in size)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"size={size!r} must be two whole numbers, height and width") from None
     if min(height, width) < 1:
         raise ValueError(f"size={size!r} must be 1 or more each")

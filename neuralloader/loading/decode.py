@@ -102,7 +102,7 @@ class FrameDecoder(Protocol):
         ...
 
     def run(self, plan: "DecodePlan | JoinedPlan", dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Decode a plan, on ``stream``: (num_requests, 3, H, W) RGB."""
+        """Decode a plan, on ``stream``, for which the caller's has to wait: (num_requests, 3, H, W) RGB."""
         ...
 
     def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -193,7 +193,7 @@ class Decoder:
 
     def add_keyframes(self, rows: np.ndarray, images: np.ndarray) -> None:
         assert self._keyframes is not None, "a pack without key-frames misses none"
-        with self._lock, self._engine.mode():
+        with self._lock, self.stream.working(), self._engine.mode():
             self.counts.num_keyframes_read += len(rows)
             if self._pixels is not None:
                 self._pixels.put(rows, images)
@@ -201,7 +201,7 @@ class Decoder:
                 self._keyframes.put(rows, images)
 
     def run(self, plan: "DecodePlan | JoinedPlan", dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Decode what was planned; to be called with ``stream`` working.
+        """Decode what was planned, on ``stream``; the caller's has to wait for it (``DecodeStream.call``).
 
         Args:
             plan: of this decoder, or of another for the same pack.
@@ -214,23 +214,25 @@ class Decoder:
             PackError: a key-frame is damaged.
         """
         assert isinstance(plan, DecodePlan)
+        with self._lock, self.stream.working():
+            return self._run(plan, dtype)
+
+    def _run(self, plan: DecodePlan, dtype: torch.dtype) -> Tensor:
         size = self._settings.size or self._pack.frame_size
         decoded = torch.empty((plan.num_frames_decoded, 3, *size), dtype=dtype, device=self.device)
-        bounds = np.cumsum([0, *(step.rows.size for step in plan.steps)])
-        place_of = {id(step): slice(a, b) for step, a, b in zip(plan.steps, bounds, bounds[1:], strict=False)}
-        with self._lock:
-            max_keys = 0 if self._keyframes is None else self._keyframes.num_slots
-            for group in group_steps(plan.steps, max_keys):
-                inputs = self._prepare(group)
+        places = iter(decoded.split([step.rows.size for step in plan.steps]))
 
-                def decode_one(number: int, group=group, inputs=inputs) -> None:
-                    with self._engine.mode():
-                        frames = self._decode(inputs[number], dtype)
-                        decoded[place_of[id(group[number])]] = frames.flatten(0, 1)
+        def decode_into_place(job: tuple[_StepInputs, Tensor]) -> None:
+            inputs, place = job
+            with self._engine.mode():
+                place.copy_(self._decode(inputs, dtype).flatten(0, 1))
 
-                self._threads.run(decode_one, range(len(group)), self._num_threads())
-            self.counts.num_frames_used += plan.num_frames_used
-            self.counts.num_frames_decoded += plan.num_frames_decoded
+        max_keys = 0 if self._keyframes is None else self._keyframes.num_slots
+        for group in group_steps(plan.steps, max_keys):
+            jobs = [(inputs, next(places)) for inputs in self._prepare(group)]
+            self._threads.run(decode_into_place, jobs, self._num_threads())
+        self.counts.num_frames_used += plan.num_frames_used
+        self.counts.num_frames_decoded += plan.num_frames_decoded
         return _take(decoded, plan.source)
 
     def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -324,7 +326,8 @@ class Decoder:
                 if has_grid_per_video:
                     arrays["videos"] = repeat_for_units(step.networks, step.rows.size)
             named.append(arrays)
-        tensors = iter(upload([array for arrays in named for array in arrays.values()], self.device))
+        with self._engine.mode():  # as padding is made: for tensors of two kinds, everything would be compiled twice
+            tensors = iter(upload([array for arrays in named for array in arrays.values()], self.device))
         return [_StepInputs(**{name: next(tensors) for name in arrays}) for arrays in named]
 
     def _decode(self, step: "_StepInputs", dtype: torch.dtype) -> Tensor:
@@ -396,8 +399,9 @@ class JoinedDecoder:
     def run(self, plan: DecodePlan | JoinedPlan, dtype: torch.dtype = torch.uint8) -> Tensor:
         """As ``Decoder.run``."""
         assert isinstance(plan, JoinedPlan)
-        decoded = [(here, self._decoder(number).run(part, dtype)) for number, here, part in plan.parts]
-        return self._gather(decoded, sum(len(here) for here, _ in decoded), dtype)
+        with self.stream.working():
+            decoded = [(here, self._decoder(number).run(part, dtype)) for number, here, part in plan.parts]
+            return self._gather(decoded, sum(len(here) for here, _ in decoded), dtype)
 
     def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
         """As ``Decoder.decode``, over the rows of all packs."""

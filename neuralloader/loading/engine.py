@@ -5,6 +5,7 @@ to at every call; all else (warps, norms, GTMLP's matrices) stays float32.
 """
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,8 +61,14 @@ class Engine:
         self._size = size
         self._eager: _Decode = functools.partial(_decode_and_finish, self.backend, size)
         self._fast: _Decode | None = None
+        if (compile or cuda_graphs) and backend.num_networks is not None:
+            _warn_uncompiled("networks of single videos are put together anew for every batch")
+            compile = cuda_graphs = False
         if compile:
-            self._fast = torch.compile(self._eager, dynamic=False)
+            try:
+                self._fast = torch.compile(self._eager, dynamic=False)
+            except RuntimeError as error:  # none for this Python or system
+                _warn_uncompiled(error)
         if cuda_graphs:
             self._fast = GraphedDecode(self._fast or self._eager)
 
@@ -115,10 +122,7 @@ class Engine:
                 return self._decode_padded(self._fast, tensors, len(features), latents, dtype)
             except Exception as error:  # compilers raise whatever they run into
                 self._fast = None
-                reason = str(error).strip().splitlines()
-                warnings.warn(
-                    f"decoding goes on uncompiled: {type(error).__name__}: {reason[0] if reason else ''}", stacklevel=2
-                )
+                _warn_uncompiled(error)
         return self._eager(tensors, len(features), latents, dtype)
 
     def _decode_padded(
@@ -137,6 +141,13 @@ class Engine:
         frames_per_unit = self.backend.frames_per_unit
         latents = None if latents is None else _pad(latents, more * frames_per_unit)
         return decode((*tensors[:num_features], *units), num_features, latents, dtype)[:num_units]
+
+
+def _warn_uncompiled(reason: str | Exception) -> None:
+    if isinstance(reason, Exception):
+        lines = str(reason).strip().splitlines()
+        reason = f"{type(reason).__name__}: {lines[0] if lines else ''}"
+    warnings.warn(f"decoding goes on uncompiled: {reason}", stacklevel=3)
 
 
 _Decode = Callable[[Sequence[Tensor], int, Tensor | None, torch.dtype], Tensor]
@@ -163,6 +174,7 @@ class GraphedDecode:
     """
 
     WARM_UP_CALLS = 3
+    _recording = threading.Lock()  # of one graph at a time: it begins by waiting for the device, which breaks another
 
     def __init__(self, decode: _Decode):
         self._decode = decode
@@ -194,7 +206,13 @@ class GraphedDecode:
         for _ in range(self.WARM_UP_CALLS):
             self._decode((*features, *units), num_features, latents, dtype)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        stream = torch.cuda.current_stream()
+        with (
+            self._recording,
+            torch.inference_mode(False),  # a first graph makes tensors for random numbers that everybody's graphs share
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),  # others may allocate meanwhile
+            torch.inference_mode(),
+        ):
             output = self._decode((*features, *units), num_features, latents, dtype)
         return graph, inputs, output
 

@@ -1,6 +1,7 @@
 """The items of a dataset: which videos, and which rows of the frame table each item asks for."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def find_videos(names: Sequence[str], wanted: Sequence[str] | str | os.PathLike[
     """
     row_of = {name: row for row, name in enumerate(names)}
     if isinstance(wanted, str | os.PathLike):
-        lines = [line.strip() for line in Path(wanted).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in Path(wanted).read_text(encoding="utf-8-sig").splitlines()]
         wanted = [line if line in row_of else line.rsplit(maxsplit=1)[0] for line in lines if line]
     missing = [name for name in wanted if name not in row_of]
     if missing:
@@ -88,9 +89,9 @@ def find_videos(names: Sequence[str], wanted: Sequence[str] | str | os.PathLike[
         )
     if not wanted:
         raise ValueError("videos names no video; None is all of them")
-    if len(set(wanted)) != len(wanted):
-        twice = next(name for place, name in enumerate(wanted) if name in wanted[:place])
-        raise ValueError(f"videos names {twice!r} twice")
+    ((name, count),) = Counter(wanted).most_common(1)
+    if count > 1:
+        raise ValueError(f"videos names {name!r} {count} times")
     return np.array([row_of[name] for name in wanted], np.int64)
 
 

@@ -10,8 +10,9 @@ With ``prefetch`` batches ahead, all of this runs in one thread beside the consu
 import contextlib
 import copy
 import operator
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.context import BaseContext
@@ -114,8 +115,9 @@ class NeuralVideoLoader(Iterable[Any]):
         self._datasets = self._items.datasets
         if device is not None:
             self._datasets = [_on_device(own, checked_device(device)) for own in self._datasets]
-        self._seed = seed if seed is not None else _common_seed(self._datasets)
-        self._collate_fn, self._pin_memory, self._batch_transform = collate_fn, pin_memory, batch_transform
+        self._seed = _common_seed(self._datasets) if seed is None else operator.index(seed)
+        self._collate_fn, self._batch_transform = collate_fn, batch_transform
+        self._pin_memory = pin_memory and _can_pin()
         self._prefetch = prefetch
         self._workers = _KeyframeWorkers(
             [own.pack for own in self._datasets],
@@ -144,17 +146,22 @@ class NeuralVideoLoader(Iterable[Any]):
         return count_batches(num_items, self.batch_size, num_ranks, pad=self._pad, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the next epoch, or what is left of it after ``load_state_dict``."""
+        """The batches of the next epoch, or what is left of it after ``load_state_dict``.
+
+        It begins with the first batch: an iterator that nobody asks for one (Lightning makes some) counts for nothing.
+        """
         start = self._next
         if start.seed is None:
             start = _Position(start.epoch, start.batches_done, self._draw_seed())
         self._now, self._next = start, _Position(start.epoch + 1, 0, None)
         batches = islice(self._batches(start), start.batches_done, None)
-        return self._serve(start, batches)
+        yield from self._serve(start, batches)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next ``iter()`` begins, from its start."""
-        self._next = self._now = _Position(operator.index(epoch), 0, None)
+        """Say which epoch the next ``iter()`` begins; if ``load_state_dict`` has said so already, it goes on there."""
+        if operator.index(epoch) != self._next.epoch:
+            self._next = _Position(operator.index(epoch), 0, None)
+        self._now = self._next
         for own in self._datasets:
             own.set_epoch(epoch)
 
@@ -176,10 +183,12 @@ class NeuralVideoLoader(Iterable[Any]):
 
     def _serve(self, start: "_Position", batches: Iterator[Sequence[int]]) -> Iterator[Any]:
         """Hand out batches, and count them."""
+        for own in self._datasets:
+            own.ready_decoder()  # before there are threads and workers, whose death interrupts whatever runs here
         ready: Iterator[_Ready] = self._decode(start, batches)
         prefetch = self._prefetch if self._prefetch is not None else PREFETCH_ON_GPU * self._uses_gpu()
         if prefetch:
-            ready = Prefetcher(ready, prefetch)
+            ready = Prefetcher(_on_current_device(ready), prefetch)
         position = start
         try:
             for batch, mark in ready:
@@ -195,7 +204,7 @@ class NeuralVideoLoader(Iterable[Any]):
 
     def _decode(self, start: "_Position", batches: Iterator[Sequence[int]]) -> "Iterator[_Ready]":
         """Plan, read key-frames, decode and collate, batch by batch."""
-        planned = (self._plan(np.asarray(batch, np.int64), start) for batch in batches)
+        planned = (self._plan(_checked_batch(batch), start) for batch in batches)
         for parts in self._workers.fetch(planned):
             stream = parts[0].dataset.ready_decoder().stream
             with stream.working():
@@ -205,8 +214,6 @@ class NeuralVideoLoader(Iterable[Any]):
 
     def _plan(self, indices: np.ndarray, start: "_Position") -> "list[_Part]":
         """The parts of a batch: what each dataset has to give."""
-        if not len(indices):
-            raise ValueError("a batch is empty: the sampler gave no item for it")
         number, item = self._items.find(indices)
         assert start.seed is not None
         parts = []
@@ -246,7 +253,7 @@ class NeuralVideoLoader(Iterable[Any]):
                 infos = [info for part in parts for info in part.dataset.infos(part.plan)]
                 batch.append(default_collate([infos[place] for place in order]))
         if isinstance(batch, list) and isinstance(batch[1], Tensor) and decoders[0].device.type == "cuda":
-            batch[1] = batch[1].pin_memory().to(decoders[0].device, non_blocking=True)
+            batch[1] = _pin(batch[1]).to(decoders[0].device, non_blocking=True)
         return self._finish(batch)
 
     def _finish(self, batch: Any) -> Any:
@@ -326,8 +333,10 @@ class _KeyframeWorkers:
             sampler=self._requests,
             num_workers=num_workers,
             collate_fn=_as_it_is,
+            generator=torch.Generator(),  # torch's own gives the same numbers with workers and without
             **options,
         )
+        self._num_streams = 0
 
     def fetch(self, planned: Iterator[list[_Part]]) -> Iterator[list[_Part]]:
         """The same batches again, whose key-frames the decoders have by then."""
@@ -336,8 +345,11 @@ class _KeyframeWorkers:
             return
         waiting: deque[tuple[list[_Part], _Request]] = deque()
         on_their_way: set[tuple[int, int]] = set()
-        self._requests.begin(_requests(planned, waiting, on_their_way))
+        requests = _requests(planned, waiting, on_their_way)
+        self._requests.current = requests
         fetched = iter(self._loader)
+        self._requests.current = iter(())  # which can be pickled
+        self._num_streams = own_number = self._num_streams + 1
         try:
             for images in fetched:
                 parts, request = waiting.popleft()
@@ -346,15 +358,21 @@ class _KeyframeWorkers:
                     decoder_of[number].add_keyframes(rows, own.numpy())
                     on_their_way -= {(number, row) for row in rows.tolist()}
                 yield parts
+                if self._is_taken_over(own_number):
+                    raise RuntimeError("a newer iterator of this loader has taken over its persistent workers")
         finally:
-            self._requests.end()
-            with contextlib.suppress(Exception):  # of a batch that nobody waits for
-                deque(fetched, maxlen=0)  # workers end, or wait for the next epoch, when nothing is left to fetch
+            requests.close()
+            if not self._is_taken_over(own_number):
+                with contextlib.suppress(Exception):  # of a batch that nobody waits for
+                    deque(fetched, maxlen=0)  # workers end, or wait for the next epoch, when nothing is left to fetch
+
+    def _is_taken_over(self, number: int) -> bool:
+        return self._loader.persistent_workers and number != self._num_streams
 
 
 def _requests(
     planned: Iterator[list[_Part]], waiting: deque[tuple[list[_Part], _Request]], on_their_way: set[tuple[int, int]]
-) -> Iterator[_Request]:
+) -> Generator[_Request, None, None]:
     """What each batch misses, of what is not asked for already."""
     for parts in planned:
         request: _Request = []
@@ -369,20 +387,13 @@ def _requests(
 
 
 class _RequestStream(Iterable[_Request]):
-    """The sampler of the workers' ``DataLoader``: a new stream of requests for each epoch."""
+    """The sampler of the workers' ``DataLoader``: each of its iterators takes what is current when it begins."""
 
     def __init__(self) -> None:
-        self._current: Iterator[_Request] = iter(())
-
-    def begin(self, requests: Iterator[_Request]) -> None:
-        self._current = requests
-
-    def end(self) -> None:
-        self._current = iter(())
+        self.current: Iterator[_Request] = iter(())
 
     def __iter__(self) -> Iterator[_Request]:
-        while (request := next(self._current, None)) is not None:
-            yield request
+        return self.current
 
 
 class _KeyframeReader(Dataset[list[Tensor]]):
@@ -459,6 +470,18 @@ def _on_device(dataset: NeuralVideoDataset, device: torch.device) -> NeuralVideo
     return moved
 
 
+def _on_current_device(items: Iterator[_Ready]) -> Iterator[_Ready]:
+    """The same, advanced with the CUDA device that is current now: a thread begins with the first one."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def advance() -> Iterator[_Ready]:
+        if device is not None:
+            torch.cuda.set_device(device)
+        yield from items
+
+    return advance()
+
+
 def _common_seed(datasets: Sequence[NeuralVideoDataset]) -> int | None:
     seeds = {own.seed for own in datasets}
     if len(seeds) > 1:
@@ -487,6 +510,18 @@ def _check_order_arguments(
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
 
 
+def _checked_batch(batch: Any) -> np.ndarray:
+    """(B,) int64: the items that a sampler gave."""
+    items = np.asarray(batch)
+    if items.ndim != 1:
+        raise TypeError(f"with batch_size=None, a sampler gives lists of items, not {batch!r}")
+    if not len(items):
+        raise ValueError("a batch is empty: the sampler gave no item for it")
+    if items.dtype.kind not in "iu":
+        raise TypeError(f"a sampler gives lists of whole numbers, not {items.tolist()}")
+    return items.astype(np.int64)
+
+
 def _sized(sampler: Iterable[Any], name: str) -> Sized:
     if not isinstance(sampler, Sized):
         raise TypeError(f"the {name} has no length, so the loader has none")
@@ -510,6 +545,14 @@ def _map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(_map_tensors(value, function) for value in batch)
     return batch
+
+
+def _can_pin() -> bool:
+    """Without an accelerator there is no pinned memory: a warning, as ``DataLoader`` gives, and no pinning."""
+    if not torch.accelerator.is_available():
+        warnings.warn("pin_memory=True has no effect: no accelerator is found", stacklevel=3)
+        return False
+    return True
 
 
 def _pin(tensor: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ def finish_frames(frames: Tensor, dtype: torch.dtype, size: tuple[int, int] | No
         (..., 3, H, W) of the dtype.
     """
     if size is not None and tuple(frames.shape[-2:]) != size:
-        flat = F.interpolate(frames.flatten(0, -4).float(), size, mode="bilinear", antialias=True)
-        frames = flat.unflatten(0, frames.shape[:-3])
+        flat = frames.reshape(-1, *frames.shape[-3:]).float()
+        resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
+        frames = resized.view(*frames.shape[:-2], *size)
     if dtype == torch.uint8:
         return (frames.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
     return frames.clamp(0, 1).to(dtype)

@@ -5,7 +5,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 _Item = TypeVar("_Item")
 POLL_SECONDS = 0.1  # how soon a full queue notices that nobody will take from it any more
@@ -24,7 +24,7 @@ class Prefetcher(Generic[_Item]):
     """
 
     def __init__(self, items: Iterator[_Item], depth: int):
-        self._queue: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(depth)
+        self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
         stop = threading.Event()
         thread = threading.Thread(
             target=_work, args=(items, self._queue, stop), name="neuralloader-prefetch", daemon=True
@@ -41,11 +41,9 @@ class Prefetcher(Generic[_Item]):
         if self._is_done:
             raise StopIteration
         item, error = self._take()
-        if error is None and item is not None:
+        if error is None:
             return item
         self.close()
-        if error is None:
-            raise StopIteration
         try:
             raise error
         finally:
@@ -56,7 +54,7 @@ class Prefetcher(Generic[_Item]):
         self._is_done = True
         self._close()
 
-    def _take(self) -> tuple[_Item | None, BaseException | None]:
+    def _take(self) -> tuple[Any, BaseException | None]:
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=1)
@@ -70,7 +68,7 @@ def _work(items: Iterator, done: queue.Queue, stop: threading.Event) -> None:
             if not _put(done, (item, None), stop):
                 break
         else:
-            _put(done, (None, None), stop)
+            _put(done, (None, StopIteration()), stop)
     except BaseException as error:
         _put(done, (None, error), stop)
     finally:
@@ -84,7 +82,7 @@ def _put(done: queue.Queue, entry: tuple, stop: threading.Event) -> bool:
     while not stop.is_set():
         with contextlib.suppress(queue.Full):
             done.put(entry, timeout=POLL_SECONDS)
-            return True
+            return not stop.is_set()  # then the room was made by the end
     return False
 
 

@@ -52,7 +52,7 @@ class DecodeStream:
         """Make the caller's stream wait for a mark, on the device alone, and keep tensors until it has used them."""
         if mark is None:
             return
-        stream = torch.cuda.current_stream(tensors[0].device)
+        stream = torch.cuda.current_stream(mark.device)  # not of the tensors: there may be none, or some on the host
         stream.wait_event(mark)
         for tensor in tensors:
             if tensor.is_cuda:

@@ -24,7 +24,7 @@ class StepThreads:
         self._num_threads = 0
         self._stop: weakref.finalize | None = None
 
-    def run(self, function: Callable[[_Item], None], items: Sequence[_Item], num_threads: int) -> None:
+    def run(self, function: Callable[[_Item], object], items: Sequence[_Item], num_threads: int) -> None:
         """Call the function with each item; the first exception is raised when all that was begun has ended."""
         if num_threads <= 1 or len(items) <= 1:
             for item in items:
@@ -55,10 +55,12 @@ def _start_pool(num_threads: int) -> ThreadPoolExecutor:
     everyone = threading.Barrier(num_threads)
 
     def start() -> None:
+        torch.get_num_threads()  # the first call in a thread sets what it has to what all others have: let it be over
         torch.set_num_threads(1)
         everyone.wait()  # so that each thread takes one of these calls
 
+    before = torch.get_num_threads()
     for future in [pool.submit(start) for _ in range(num_threads)]:
         future.result()
-    torch.set_num_threads(num_threads)  # the calls above also set what threads that start later get
+    torch.set_num_threads(before)  # the calls above also set what threads that start later get
     return pool

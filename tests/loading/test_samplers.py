@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from neuralloader.loading.samplers import (
@@ -70,7 +70,67 @@ def test_the_last_draw_below_one_stays_inside(sampler):
         assert np.max(choose(sampler, length, draws=[np.nextafter(1, 0)] * sampler.num_draws)) < length
 
 
+def slow_starts(length: int, span: int, step: int) -> list[int]:
+    """Start at every multiple of the step inside the video, until nothing new would come."""
+    starts, start, seen = [], 0, -1  # seen: the last frame that some window has reached
+    while start < length and seen < length - 1:
+        starts.append(start)
+        seen = start + span - 1
+        start += step
+    return starts
+
+
 class TestAllWindows:
+    @given(
+        lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+        frames_per_clip=st.integers(1, 20),
+        step=st.integers(1, 20),
+        between_frames=st.integers(1, 3),
+    )
+    @example(lengths=[1, 8, 9, 14, 17], frames_per_clip=8, step=8, between_frames=1)
+    @example(lengths=[5, 6, 7], frames_per_clip=3, step=5, between_frames=1)
+    @example(lengths=[3], frames_per_clip=64, step=1, between_frames=1)
+    def test_against_a_slow_loop(self, lengths, frames_per_clip, step, between_frames):
+        sampler = AllWindows(
+            num_frames_per_clip=frames_per_clip, step_between_clips=step, num_indices_between_frames=between_frames
+        )
+        counts = sampler.count_items(np.array(lengths)).tolist()
+        for length, count in zip(lengths, counts, strict=True):
+            starts = slow_starts(length, sampler.span, step)
+            assert count == len(starts)
+            for number, start in enumerate(starts):
+                (window,) = choose(sampler, length, number)
+                inside = [frame for frame in range(start, start + sampler.span, between_frames) if frame < length]
+                assert window == inside + [inside[-1]] * (frames_per_clip - len(inside))
+
+    @given(length=st.integers(1, 40), frames_per_clip=st.integers(1, 20), data=st.data())
+    def test_no_frame_is_left_out(self, length, frames_per_clip, data):
+        step = data.draw(st.one_of(st.none(), st.integers(1, frames_per_clip)))
+        sampler = AllWindows(num_frames_per_clip=frames_per_clip, step_between_clips=step)
+        (count,) = sampler.count_items(np.array([length]))
+        windows = sampler.choose(np.full(count, length), np.arange(count), np.empty((count, 0)))
+        assert set(windows.ravel().tolist()) == set(range(length))
+
+    @pytest.mark.parametrize(
+        ("length", "frames_per_clip", "step", "starts"),
+        [
+            (16, 8, 8, [0, 8]),
+            (17, 8, 8, [0, 8, 16]),
+            (8, 8, 1, [0]),
+            (9, 8, 1, [0, 1]),
+            (5, 8, 2, [0]),
+            (10, 4, 3, [0, 3, 6]),
+            (11, 4, 3, [0, 3, 6, 9]),
+            (10, 2, 4, [0, 4, 8]),
+            (9, 2, 4, [0, 4, 8]),
+            (8, 2, 4, [0, 4]),
+        ],
+    )
+    def test_starts(self, length, frames_per_clip, step, starts):
+        sampler = AllWindows(num_frames_per_clip=frames_per_clip, step_between_clips=step)
+        (count,) = sampler.count_items(np.array([length]))
+        assert [choose(sampler, length, number)[0][0] for number in range(count)] == starts
+
     def test_windows_follow_one_another_and_leave_no_frame_out(self):
         sampler = AllWindows(num_frames_per_clip=4)
         assert sampler.count_items(np.array([1, 4, 5, 9])).tolist() == [1, 1, 2, 3]
