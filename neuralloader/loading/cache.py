@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neuralloader.backends import KeyFeatures
+from neuralloader.loading.transfer import upload, upload_images
 
 CacheMode = Literal["auto", "device", "host", "none"]
 DEFAULT_BYTES = 1 << 30
@@ -92,7 +93,7 @@ class FeatureCache:
             part = rows[start : start + self._keys_per_step]
             pixels = upload_images(images[start : start + self._keys_per_step], self._device)
             free = np.argpartition(self._used_at, len(part) - 1)[: len(part)]
-            where = torch.from_numpy(free).to(self._device, non_blocking=True)
+            (where,) = upload([free], self._device)
             for kept, feature in zip(self.features, self._encode(pixels.permute(0, 3, 1, 2)), strict=True):
                 kept.index_copy_(0, where, feature.to(kept.dtype))
             given_up = self._row[free]
@@ -150,12 +151,6 @@ class PixelCache:
     def _let_go(self) -> None:
         while self._bytes > self._max_bytes:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
-
-
-def upload_images(images: np.ndarray, device: torch.device) -> Tensor:
-    """Images on a device, through pinned memory where there is a copy to make."""
-    tensor = torch.from_numpy(images)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def choose_bounds(mode: CacheMode, max_bytes: int | None, needed_bytes: int, device: torch.device) -> tuple[int, int]:

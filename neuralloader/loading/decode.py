@@ -12,11 +12,12 @@ from torch import Tensor
 
 from neuralloader.backends import Units
 from neuralloader.loading.cache import CacheMode, FeatureCache, PixelCache, choose_bounds, feature_bytes
-from neuralloader.loading.engine import Engine, upload
+from neuralloader.loading.engine import Engine
 from neuralloader.loading.latents import DeviceLatents, repeat_for_units
 from neuralloader.loading.planner import DecodePlan, PlannedStep, Planner, group_steps
 from neuralloader.loading.streams import DecodeStream
 from neuralloader.loading.threads import StepThreads
+from neuralloader.loading.transfer import upload
 from neuralloader.packfile import JoinedPack, Pack
 
 # Frames decoded at a time, in values of their widest map: bounds the memory. A CPU gains nothing from more, and loses
@@ -150,30 +151,20 @@ class Decoder:
         self._pack, self._settings = pack, settings
         self._lock = threading.Lock()
         self._threads = StepThreads()
-        self._engine = Engine(
-            pack.load_backend(),
-            pack.frame_size,
-            device,
-            precision=settings.precision,
-            size=settings.size,
-            compile=settings.compile,
-            cuda_graphs=settings.cuda_graphs,
-        )
-        backend = self._engine.backend
-        self._latents = DeviceLatents(pack, device) if backend.latent_shape is not None else None
-        height, width = pack.frame_size
-        values_per_unit = backend.frames_per_unit * height * width * backend.values_per_pixel
-        values_per_step = VALUES_PER_STEP if backend.num_networks is None else STACK_VALUES_PER_STEP
-        bound = values_per_step.get(device.type, values_per_step["cpu"])
-        self._planner = Planner(
-            pack.frames,
-            backend.frames_per_unit,
-            pack.description.scope,
-            max_units=max(1, bound // values_per_unit),
-            min_units=max(1, VALUES_PER_THREAD // values_per_unit),
-        )
-        self._keyframes, self._pixels = self._open_caches() if backend.uses_keyframes else (None, None)
-        self.stream.catch_up()
+        with self.stream.working():  # the memory of what stays belongs to it
+            self._engine = Engine(
+                pack.load_backend(),
+                pack.frame_size,
+                device,
+                precision=settings.precision,
+                size=settings.size,
+                compile=settings.compile,
+                cuda_graphs=settings.cuda_graphs,
+            )
+            backend = self._engine.backend
+            self._latents = DeviceLatents(pack, device) if backend.latent_shape is not None else None
+            self._planner = self._make_planner()
+            self._keyframes, self._pixels = self._open_caches() if backend.uses_keyframes else (None, None)
 
     def plan(self, rows: np.ndarray) -> DecodePlan:
         """Plan the decoding of frames; each unit they need is decoded once.
@@ -279,6 +270,21 @@ class Decoder:
     def _num_threads(self) -> int:
         """Steps that run at once."""
         return torch.get_num_threads() if self._engine.takes_threads else 1
+
+    def _make_planner(self) -> Planner:
+        pack, backend, settings = self._pack, self._engine.backend, self._settings
+        height, width = pack.frame_size
+        values_per_unit = backend.frames_per_unit * height * width * backend.values_per_pixel
+        values_per_step = VALUES_PER_STEP if backend.num_networks is None else STACK_VALUES_PER_STEP
+        bound = values_per_step.get(self.device.type, values_per_step["cpu"])
+        return Planner(
+            pack.frames,
+            backend.frames_per_unit,
+            pack.description.scope,
+            max_units=max(1, bound // values_per_unit),
+            min_units=max(1, VALUES_PER_THREAD // values_per_unit),
+            powers_of_two=settings.compile or settings.cuda_graphs,
+        )
 
     def _open_caches(self) -> tuple[FeatureCache, PixelCache | None]:
         engine, settings = self._engine, self._settings

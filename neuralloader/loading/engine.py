@@ -5,20 +5,22 @@ to at every call; all else (warps, norms, GTMLP's matrices) stays float32.
 """
 
 import functools
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from neuralloader.backends import Backend, KeyFeatures, Units
 from neuralloader.backends.precision import fast_dtype
 from neuralloader.backends.stacked import StackedConv2d, StackedLinear, decode_with, select_networks
+from neuralloader.loading.graphs import DecodeFunction, GraphedDecode
 from neuralloader.loading.output import finish_frames
 
+# Numbers of units, types and devices that may be compiled, in all engines of a process; torch's own limit of 8 is soon
+# reached, and past it everything would run uncompiled without a word.
+RECOMPILE_LIMIT = 256
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -59,14 +61,14 @@ class Engine:
             shrink_towards(backend, frame_size, size)
         self.backend = _cast_layers(backend.to(device), self.precision)
         self._size = size
-        self._eager: _Decode = functools.partial(_decode_and_finish, self.backend, size)
-        self._fast: _Decode | None = None
+        self._eager: DecodeFunction = functools.partial(_decode_and_finish, self.backend, size)
+        self._fast: DecodeFunction | None = None
         if (compile or cuda_graphs) and backend.num_networks is not None:
             _warn_uncompiled("networks of single videos are put together anew for every batch")
             compile = cuda_graphs = False
         if compile:
             try:
-                self._fast = torch.compile(self._eager, dynamic=False)
+                self._fast = _with_limit(torch.compile(self._eager, dynamic=False))
             except RuntimeError as error:  # none for this Python or system
                 _warn_uncompiled(error)
         if cuda_graphs:
@@ -127,7 +129,7 @@ class Engine:
 
     def _decode_padded(
         self,
-        decode: "_Decode",
+        decode: DecodeFunction,
         tensors: Sequence[Tensor],
         num_features: int,
         latents: Tensor | None,
@@ -143,14 +145,25 @@ class Engine:
         return decode((*tensors[:num_features], *units), num_features, latents, dtype)[:num_units]
 
 
+def _with_limit(compiled: DecodeFunction) -> DecodeFunction:
+    """A compiled function that may be compiled for many shapes, and raises when it no longer is."""
+
+    def call(tensors: Sequence[Tensor], num_features: int, latents: Tensor | None, dtype: torch.dtype) -> Tensor:
+        with torch._dynamo.config.patch(
+            recompile_limit=RECOMPILE_LIMIT,
+            accumulated_recompile_limit=RECOMPILE_LIMIT,
+            fail_on_recompile_limit_hit=True,
+        ):
+            return compiled(tensors, num_features, latents, dtype)
+
+    return call
+
+
 def _warn_uncompiled(reason: str | Exception) -> None:
     if isinstance(reason, Exception):
         lines = str(reason).strip().splitlines()
         reason = f"{type(reason).__name__}: {lines[0] if lines else ''}"
     warnings.warn(f"decoding goes on uncompiled: {reason}", stacklevel=3)
-
-
-_Decode = Callable[[Sequence[Tensor], int, Tensor | None, torch.dtype], Tensor]
 
 
 def _decode_and_finish(
@@ -164,57 +177,6 @@ def _decode_and_finish(
     """Frames from features, then the fields of ``Units``, in one list."""
     features, units = tuple(tensors[:num_features]), Units(*tensors[num_features:])
     return finish_frames(backend.decode(features, units, latents), dtype, size)
-
-
-class GraphedDecode:
-    """A decoding function recorded as a CUDA graph for each shape and dtype, then replayed.
-
-    Features are read where they stand; all else is copied into the graph's own inputs. What it gives is the graph's own
-    output, good until the next call: the caller copies.
-    """
-
-    WARM_UP_CALLS = 3
-    _recording = threading.Lock()  # of one graph at a time: it begins by waiting for the device, which breaks another
-
-    def __init__(self, decode: _Decode):
-        self._decode = decode
-        self._recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
-
-    def __call__(
-        self, tensors: Sequence[Tensor], num_features: int, latents: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        features, given = tensors[:num_features], [*tensors[num_features:], *([] if latents is None else [latents])]
-        key = (dtype, *((tuple(t.shape), t.dtype) for t in given), *(f.data_ptr() for f in features))
-        if key not in self._recorded:
-            self._recorded[key] = self._record(features, given, num_features, latents is not None, dtype)
-        graph, inputs, output = self._recorded[key]
-        for own, new in zip(inputs, given, strict=True):
-            own.copy_(new)
-        graph.replay()
-        return output
-
-    def _record(
-        self,
-        features: Sequence[Tensor],
-        given: Sequence[Tensor],
-        num_features: int,
-        has_latents: bool,
-        dtype: torch.dtype,
-    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        inputs = [t.clone() for t in given]
-        units, latents = (inputs[:-1], inputs[-1]) if has_latents else (inputs, None)
-        for _ in range(self.WARM_UP_CALLS):
-            self._decode((*features, *units), num_features, latents, dtype)
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        with (
-            self._recording,
-            torch.inference_mode(False),  # a first graph makes tensors for random numbers that everybody's graphs share
-            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),  # others may allocate meanwhile
-            torch.inference_mode(),
-        ):
-            output = self._decode((*features, *units), num_features, latents, dtype)
-        return graph, inputs, output
 
 
 def shrink_towards(backend: Backend, frame_size: tuple[int, int], size: tuple[int, int]) -> None:
@@ -238,17 +200,3 @@ def _cast_layers(backend: Backend, dtype: torch.dtype) -> Backend:
 def _pad(tensor: Tensor, more: int) -> Tensor:
     """Repeat the last row so many times."""
     return torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])]) if more else tensor
-
-
-def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays as tensors on a device; to a GPU in one copy for each dtype, which nothing waits for."""
-    tensors = [torch.from_numpy(array) for array in arrays]
-    if device.type == "cpu":
-        return tensors
-    uploaded: list[Tensor] = list(tensors)
-    for dtype in {t.dtype for t in tensors}:
-        places = [i for i, t in enumerate(tensors) if t.dtype == dtype]
-        flat = torch.cat([tensors[i].flatten() for i in places]).pin_memory().to(device, non_blocking=True)
-        for i, part in zip(places, flat.split([tensors[i].numel() for i in places]), strict=True):
-            uploaded[i] = part.view(tensors[i].shape)
-    return uploaded

@@ -79,12 +79,24 @@ class Planner:
         scope: "corpus" for one network, "video" for one a video.
         max_units: most units of a step.
         min_units: fewest that a step is cut down to, to give threads something to do.
+        powers_of_two: whether steps are powers of two of units, but for a last one that is nearly so: for networks
+            that are compiled anew for every size.
     """
 
-    def __init__(self, frames: FrameTable, frames_per_unit: int, scope: Scope, *, max_units: int, min_units: int = 1):
+    def __init__(
+        self,
+        frames: FrameTable,
+        frames_per_unit: int,
+        scope: Scope,
+        *,
+        max_units: int,
+        min_units: int = 1,
+        powers_of_two: bool = False,
+    ):
         self.frames, self.frames_per_unit = frames, frames_per_unit
         self.scope: Scope = scope
         self.max_units, self.min_units = max_units, min(min_units, max_units)
+        self.powers_of_two = powers_of_two
 
     def plan(self, rows: np.ndarray, num_threads: int = 1) -> DecodePlan:
         """Plan some frames.
@@ -140,6 +152,8 @@ class Planner:
 
     def _part(self, first_rows: np.ndarray, num_threads: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Units, given the first row of each, ascending, in parts that are decoded together; and their networks."""
+        if self.scope == "corpus" and self.powers_of_two:
+            return [(part, None) for part in part_by_powers(len(first_rows), self.max_units)]
         if self.scope == "corpus":
             return [(part, None) for part in part_evenly(len(first_rows), self.max_units, self.min_units, num_threads)]
         return [*part_by_network(self.frames.video_of(first_rows), self.max_units)]
@@ -176,6 +190,25 @@ def part_evenly(num_units: int, max_units: int, min_units: int, num_threads: int
     num_parts = max(num_parts, min(in_turns, num_units // min_units))
     bounds = np.arange(num_parts + 1) * num_units // num_parts
     return [np.arange(a, b) for a, b in pairwise(bounds)]
+
+
+def part_by_powers(num_units: int, max_units: int) -> list[np.ndarray]:
+    """0 to num_units - 1 in parts that are powers of two, or nearly: padding one up to the next power adds a quarter.
+
+    Args:
+        num_units: 0 or more.
+        max_units: 1 or more; what is above its own power of two is not used.
+
+    Returns:
+        Arrays of consecutive numbers, int64.
+    """
+    parts, start, largest = [], 0, 1 << (max_units.bit_length() - 1)
+    while (rest := num_units - start) > 0:
+        above = 1 << (rest - 1).bit_length()
+        size = rest if above <= largest and above - rest <= rest // 4 else min(largest, 1 << (rest.bit_length() - 1))
+        parts.append(np.arange(start, start + size))
+        start += size
+    return parts
 
 
 def part_by_network(network_of_unit: np.ndarray, max_units: int) -> list[tuple[np.ndarray, np.ndarray]]:

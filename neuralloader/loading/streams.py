@@ -26,11 +26,6 @@ class DecodeStream:
         with torch.cuda.stream(self._stream):
             yield
 
-    def catch_up(self) -> None:
-        """Let the stream wait for what the caller's stream has been given."""
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-
     def call(self, function: Callable[[], Tensor]) -> Tensor:
         """Run a function on the stream, and hand what it makes over to the caller's."""
         with self.working():

@@ -214,7 +214,8 @@ class Pack:
             weights = {}
             for table in tables:
                 weights |= weights_from_tensors(self.reader.tensor, table)
-        backend = self._build(with_encoder=with_encoder)
+        with torch.random.fork_rng(devices=[]):  # an untrained network is drawn at random
+            backend = self._build(with_encoder=with_encoder)
         backend.load_state_dict(weights)
         return backend.eval().requires_grad_(False)
 

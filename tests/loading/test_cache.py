@@ -18,8 +18,8 @@ from neuralloader.loading.cache import (
     PixelCache,
     choose_bounds,
     feature_bytes,
-    upload_images,
 )
+from neuralloader.loading.transfer import upload_images
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 IMAGE_BYTES = 2 * 4 * 3

@@ -18,7 +18,9 @@ from neuralloader.backends import BACKENDS, Backend, KeyFeatures, Units, network
 from neuralloader.backends.precision import fast_dtype
 from neuralloader.backends.stacked import StackedConv2d, StackedLinear, set_network, stack_networks
 from neuralloader.clips import index_corpus, index_frames
-from neuralloader.loading.engine import Engine, GraphedDecode, shrink_towards, upload
+from neuralloader.loading.engine import Engine, shrink_towards
+from neuralloader.loading.graphs import GraphedDecode
+from neuralloader.loading.transfer import upload
 from neuralloader.loading.output import finish_frames
 
 CPU = torch.device("cpu")
