@@ -33,7 +33,8 @@ from neuralloader.backends.precision import autocast
 from neuralloader.backends.stacked import StackedConv2d, get_network, set_network, stack_networks
 from neuralloader.clips import UNLABELLED, VideoInfo, index_corpus
 from neuralloader.container.index import PackIndex
-from neuralloader.loading.decode import Decoder, open_decoder
+from neuralloader.loading.decode import Decoder
+from neuralloader.loading.joined import open_decoder
 from neuralloader.loading.output import to_uint8
 from neuralloader.metrics.speed import calls_per_second
 from neuralloader.packfile import Pack, PackDescription, open_pack, round_latents, save_pack

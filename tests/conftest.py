@@ -81,10 +81,13 @@ def make_pack(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ti
     """Packs the tiny corpus, every frame stored; a second time, it gives the same pack again."""
 
     @functools.cache
-    def make(backend: str, config: tiny.Config, scope: Scope = "corpus") -> tiny.TinyPack:
+    def make(backend: str, config: tiny.Config, scope: Scope) -> tiny.TinyPack:
         return _pack(tiny_corpus, tmp_path_factory.mktemp(config), backend, config, scope)
 
-    return make
+    def make_once(backend: str, config: tiny.Config, scope: Scope = "corpus") -> tiny.TinyPack:
+        return make(backend, config, scope)  # the cache tells a default from the same value given
+
+    return make_once
 
 
 @pytest.fixture(scope="session")

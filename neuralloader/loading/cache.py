@@ -153,6 +153,14 @@ class PixelCache:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
+def check_cache(mode: str, max_bytes: int | None) -> None:
+    """Refuse, with a ValueError, an unknown mode, and a bound below 0."""
+    if mode not in get_args(CacheMode):
+        raise ValueError(f"cache={mode!r} must be one of {', '.join(get_args(CacheMode))}")
+    if max_bytes is not None and max_bytes < 0:
+        raise ValueError(f"cache_bytes={max_bytes} must be 0 or more")
+
+
 def choose_bounds(mode: CacheMode, max_bytes: int | None, needed_bytes: int, device: torch.device) -> tuple[int, int]:
     """What may be kept on the device, and what on the host, in bytes.
 
@@ -166,10 +174,7 @@ def choose_bounds(mode: CacheMode, max_bytes: int | None, needed_bytes: int, dev
     Raises:
         ValueError: an unknown mode, or a bound below 0.
     """
-    if mode not in get_args(CacheMode):
-        raise ValueError(f"cache={mode!r} must be one of {', '.join(get_args(CacheMode))}")
-    if max_bytes is not None and max_bytes < 0:
-        raise ValueError(f"cache_bytes={max_bytes} must be 0 or more")
+    check_cache(mode, max_bytes)
     bound = DEFAULT_BYTES if max_bytes is None else max_bytes
     if mode == "none":
         return 0, 0

@@ -12,18 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from neuralloader.loading.cache import CacheMode
-from neuralloader.loading.decode import (
-    DecodeCounts,
-    DecodePlan,
-    DecodeSettings,
-    FrameDecoder,
-    JoinedPlan,
-    checked_device,
-    open_decoder,
-)
+from neuralloader.loading.decode import DecodeCounts, DecodeSettings, checked_device
 from neuralloader.loading.draws import draw_for_items
 from neuralloader.loading.items import ItemTable, find_videos
+from neuralloader.loading.joined import FrameDecoder, JoinedPlan, open_decoder
 from neuralloader.loading.output import OutputFormat, arrange, check_output
+from neuralloader.loading.planner import DecodePlan
 from neuralloader.loading.samplers import AllWindows, ClipSampler
 from neuralloader.loading.videos import Videos
 from neuralloader.packfile import open_pack
@@ -169,6 +163,20 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     def counts(self) -> DecodeCounts:
         """What this process has decoded so far: frames used and decoded, key-frames read."""
         return DecodeCounts() if self._decoder is None else self._decoder.counts
+
+    @property
+    def decodes_on(self) -> torch.device:
+        """Where this process decodes.
+
+        Raises:
+            RuntimeError: this is a ``DataLoader``'s worker, and the device is a GPU.
+        """
+        return self._device_here()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the network is compiled, or recorded as CUDA graphs."""
+        return self._settings.compile or self._settings.cuda_graphs
 
     def __len__(self) -> int:
         return len(self._items)

@@ -3,22 +3,21 @@
 import functools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from neuralloader.backends import Units
-from neuralloader.loading.cache import CacheMode, FeatureCache, PixelCache, choose_bounds, feature_bytes
-from neuralloader.loading.engine import Engine
+from neuralloader.loading.cache import CacheMode, FeatureCache, PixelCache, check_cache, choose_bounds, feature_bytes
+from neuralloader.loading.engine import Engine, check_precision
 from neuralloader.loading.latents import DeviceLatents, repeat_for_units
 from neuralloader.loading.planner import DecodePlan, PlannedStep, Planner, group_steps
 from neuralloader.loading.streams import DecodeStream
 from neuralloader.loading.threads import StepThreads
 from neuralloader.loading.transfer import upload
-from neuralloader.packfile import JoinedPack, Pack
+from neuralloader.packfile import Pack
 
 # Frames decoded at a time, in values of their widest map: bounds the memory. A CPU gains nothing from more, and loses
 # with a wide network (docs/experiments.md).
@@ -37,6 +36,9 @@ class DecodeSettings:
         cache_bytes: bound on them; None is that module's choice.
         precision: of the network; None is bfloat16 where the device is fast at it, else float32.
         compile, cuda_graphs: as ``Engine`` has them.
+
+    Raises:
+        ValueError: a cache, a bound or a precision that is not there.
     """
 
     size: tuple[int, int] | None = None
@@ -45,6 +47,10 @@ class DecodeSettings:
     precision: torch.dtype | None = None
     compile: bool = False
     cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        check_cache(self.cache, self.cache_bytes)
+        check_precision(self.precision)
 
 
 DEFAULT_SETTINGS = DecodeSettings()
@@ -70,60 +76,6 @@ class DecodeCounts:
             self.num_frames_decoded + other.num_frames_decoded,
             self.num_keyframes_read + other.num_keyframes_read,
         )
-
-
-@dataclass(frozen=True)
-class JoinedPlan:
-    """Plans for several packs: (number of the pack, which requests are its own, their plan)."""
-
-    parts: tuple[tuple[int, np.ndarray, DecodePlan], ...]
-
-
-class FrameDecoder(Protocol):
-    """Rows of a frame table -> frames. Planning and decoding can be apart: the first needs no device."""
-
-    device: torch.device
-    stream: DecodeStream
-
-    @property
-    def counts(self) -> DecodeCounts:
-        """What was done so far."""
-        ...
-
-    def plan(self, rows: np.ndarray) -> "DecodePlan | JoinedPlan":
-        """Plan frames, (n,) rows in any order, repeats allowed."""
-        ...
-
-    def missing_keyframes(self, plan: "DecodePlan | JoinedPlan") -> np.ndarray:
-        """Rows of the key-frames that a plan needs and that are not at hand, ascending."""
-        ...
-
-    def add_keyframes(self, rows: np.ndarray, images: np.ndarray) -> None:
-        """Take in key-frames that were read elsewhere: (n,) rows and (n, H, W, 3) uint8."""
-        ...
-
-    def run(self, plan: "DecodePlan | JoinedPlan", dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Decode a plan, on ``stream``, for which the caller's has to wait: (num_requests, 3, H, W) RGB."""
-        ...
-
-    def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Plan and decode, for the caller's stream."""
-        ...
-
-    def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
-        """Decode times between frames."""
-        ...
-
-    def end_threads(self) -> None:
-        """End the threads that were started; the next batch starts some again."""
-        ...
-
-
-def open_decoder(
-    pack: Pack | JoinedPack, device: torch.device, settings: DecodeSettings = DEFAULT_SETTINGS
-) -> FrameDecoder:
-    """The decoder of a pack, or of several read as one."""
-    return Decoder(pack, device, settings) if isinstance(pack, Pack) else JoinedDecoder(pack, device, settings)
 
 
 class Decoder:
@@ -174,8 +126,7 @@ class Decoder:
         """
         return self._planner.plan(rows, self._num_threads())
 
-    def missing_keyframes(self, plan: "DecodePlan | JoinedPlan") -> np.ndarray:
-        assert isinstance(plan, DecodePlan)
+    def missing_keyframes(self, plan: DecodePlan) -> np.ndarray:
         if self._keyframes is None:
             return np.zeros(0, np.int64)
         with self._lock:
@@ -191,7 +142,7 @@ class Decoder:
             else:
                 self._keyframes.put(rows, images)
 
-    def run(self, plan: "DecodePlan | JoinedPlan", dtype: torch.dtype = torch.uint8) -> Tensor:
+    def run(self, plan: DecodePlan, dtype: torch.dtype = torch.uint8) -> Tensor:
         """Decode what was planned, on ``stream``; the caller's has to wait for it (``DecodeStream.call``).
 
         Args:
@@ -204,7 +155,6 @@ class Decoder:
         Raises:
             PackError: a key-frame is damaged.
         """
-        assert isinstance(plan, DecodePlan)
         with self._lock, self.stream.working():
             return self._run(plan, dtype)
 
@@ -362,86 +312,6 @@ class _StepInputs:
     next_shares: Tensor | None = None
     networks: Tensor | None = None
     videos: Tensor | None = None
-
-
-class JoinedDecoder:
-    """A decoder for each of several packs, made when the first frame of its pack is asked for.
-
-    Args: as ``Decoder`` has them; a bound on the cache is parted evenly between the packs.
-    """
-
-    def __init__(self, pack: JoinedPack, device: torch.device, settings: DecodeSettings = DEFAULT_SETTINGS):
-        self.device, self.stream = device, DecodeStream(device)
-        self._pack = pack
-        if settings.cache_bytes is not None:
-            settings = replace(settings, cache_bytes=settings.cache_bytes // len(pack.packs))
-        self._settings = settings
-        self._decoders: dict[int, Decoder] = {}
-
-    @property
-    def counts(self) -> DecodeCounts:
-        return sum((decoder.counts for decoder in self._decoders.values()), DecodeCounts())
-
-    def plan(self, rows: np.ndarray) -> JoinedPlan:
-        """As ``Decoder.plan``, over the rows of all packs."""
-        return JoinedPlan(
-            tuple(
-                (number, here, self._decoder(number).plan(rows[here] - self._pack.first_row[number]))
-                for number, here in self._parts(rows)
-            )
-        )
-
-    def missing_keyframes(self, plan: DecodePlan | JoinedPlan) -> np.ndarray:
-        assert isinstance(plan, JoinedPlan)
-        rows = [self._decoder(n).missing_keyframes(part) + self._pack.first_key[n] for n, _, part in plan.parts]
-        return np.concatenate([np.zeros(0, np.int64), *rows])
-
-    def add_keyframes(self, rows: np.ndarray, images: np.ndarray) -> None:
-        part = np.searchsorted(self._pack.first_key, rows, side="right") - 1
-        for number in np.unique(part).tolist():
-            own = part == number
-            self._decoder(number).add_keyframes(rows[own] - self._pack.first_key[number], images[own])
-
-    def run(self, plan: DecodePlan | JoinedPlan, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """As ``Decoder.run``."""
-        assert isinstance(plan, JoinedPlan)
-        with self.stream.working():
-            decoded = [(here, self._decoder(number).run(part, dtype)) for number, here, part in plan.parts]
-            return self._gather(decoded, sum(len(here) for here, _ in decoded), dtype)
-
-    def decode(self, rows: np.ndarray, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """As ``Decoder.decode``, over the rows of all packs."""
-        return self.stream.call(lambda: self.run(self.plan(rows), dtype))
-
-    def decode_between(self, rows: np.ndarray, offsets: np.ndarray) -> Tensor:
-        """As ``Decoder.decode_between``, over the rows of all packs."""
-        decoded = [
-            (here, self._decoder(number).decode_between(rows[here] - self._pack.first_row[number], offsets[here]))
-            for number, here in self._parts(rows)
-        ]
-        return self._gather(decoded, len(rows), torch.uint8)
-
-    def end_threads(self) -> None:
-        for decoder in self._decoders.values():
-            decoder.end_threads()
-
-    def _parts(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Number of each pack that is asked for, and which rows are its own."""
-        part = np.searchsorted(self._pack.first_row, rows, side="right") - 1
-        return [(number, np.flatnonzero(part == number)) for number in np.unique(part).tolist()]
-
-    def _gather(self, decoded: Sequence[tuple[np.ndarray, Tensor]], num_frames: int, dtype: torch.dtype) -> Tensor:
-        size = self._settings.size or self._pack.frame_size
-        frames = torch.empty((num_frames, 3, *size), dtype=dtype, device=self.device)
-        for here, part in decoded:
-            (places,) = upload([here], self.device)
-            frames.index_copy_(0, places, part)
-        return frames
-
-    def _decoder(self, number: int) -> Decoder:
-        if number not in self._decoders:
-            self._decoders[number] = Decoder(self._pack.packs[number], self.device, self._settings, self.stream)
-        return self._decoders[number]
 
 
 def _read_keyframes(pack: Pack, counts: DecodeCounts, rows: np.ndarray) -> np.ndarray:

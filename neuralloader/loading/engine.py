@@ -52,8 +52,7 @@ class Engine:
         compile: bool = False,
         cuda_graphs: bool = False,
     ):
-        if precision not in (None, *PRECISIONS):
-            raise ValueError(f"precision={precision} must be one of {', '.join(map(str, PRECISIONS))}, or None")
+        check_precision(precision)
         if cuda_graphs and device.type != "cuda":
             raise ValueError(f"cuda_graphs=True needs a CUDA device, not {device}")
         self.device, self.precision = device, precision or fast_dtype(device.type)
@@ -143,6 +142,12 @@ class Engine:
         frames_per_unit = self.backend.frames_per_unit
         latents = None if latents is None else _pad(latents, more * frames_per_unit)
         return decode((*tensors[:num_features], *units), num_features, latents, dtype)[:num_units]
+
+
+def check_precision(precision: torch.dtype | None) -> None:
+    """Refuse, with a ValueError, a precision that networks do not run in."""
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision={precision} must be one of {', '.join(map(str, PRECISIONS))}, or None")
 
 
 def _with_limit(compiled: DecodeFunction) -> DecodeFunction:

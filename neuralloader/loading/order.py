@@ -8,6 +8,7 @@ without, every item comes exactly once, and a rank that has one item less than o
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -73,3 +74,20 @@ def batches_of_sampler(sampler: Iterable[int], batch_size: int, *, drop_last: bo
         if drop_last and len(batch) < batch_size:
             return
         yield batch
+
+
+def checked_batch(batch: Any) -> np.ndarray:
+    """(B,) int64: the items that a sampler gave.
+
+    Raises:
+        TypeError: no list of whole numbers.
+        ValueError: an empty list.
+    """
+    items = np.asarray(batch)
+    if items.ndim != 1:
+        raise TypeError(f"with batch_size=None, a sampler gives lists of items, not {batch!r}")
+    if not len(items):
+        raise ValueError("a batch is empty: the sampler gave no item for it")
+    if items.dtype.kind not in "iu":
+        raise TypeError(f"a sampler gives lists of whole numbers, not {items.tolist()}")
+    return items.astype(np.int64)

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 class DecodeStream:
@@ -52,3 +55,15 @@ class DecodeStream:
         for tensor in tensors:
             if tensor.is_cuda:
                 tensor.record_stream(stream)
+
+
+def on_current_device(items: Iterator[Item]) -> Iterator[Item]:
+    """The same, advanced with the CUDA device that is current now: a thread begins with the first one."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def advance() -> Iterator[Item]:
+        if device is not None:
+            torch.cuda.set_device(device)
+        yield from items
+
+    return advance()

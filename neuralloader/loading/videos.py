@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from neuralloader.clips import VideoInfo
-from neuralloader.loading.decode import FrameDecoder, checked_device, open_decoder
+from neuralloader.loading.decode import checked_device
+from neuralloader.loading.joined import FrameDecoder, open_decoder
 from neuralloader.packfile import JoinedPack, Pack, open_pack
 
 SNAP = 1e-6  # frames: a time so close to a frame is that frame

@@ -20,6 +20,7 @@ from neuralloader import NeuralVideoDataset, PackError
 from neuralloader.container.blobs import BlobReader
 from neuralloader.container.reader import PackReader
 from neuralloader.loading import dataset as dataset_module
+from neuralloader.loading.samplers import AllWindows, ClipSampler, RandomClips, RegularClips, Segments
 
 NAMES = list(tiny.CORPUS)
 ITEMS = 1 + 1 + 2 + 2  # windows of 8 in videos of 8, 1, 14 and 9 frames
@@ -85,7 +86,7 @@ def test_index_error_only_out_of_range(dataset: NeuralVideoDataset, index: Any) 
         dataset.__getitems__([0, index])
 
 
-@pytest.mark.parametrize("index", [1.0, "1", None, slice(0, 2), [0, 1]])
+@pytest.mark.parametrize("index", [1.0, "1", None, slice(0, 2), [0.0, 1.0], [[0, 1]]])
 def test_what_is_no_index(dataset: NeuralVideoDataset, index: Any) -> None:
     with pytest.raises(TypeError):
         dataset[index]
@@ -170,6 +171,172 @@ def test_decoding_needs_no_gradients_but_training_on_it_works(dataset: NeuralVid
     assert weight.grad is not None
 
 
+# --- what an item is ----------------------------------------------------------------------------------------------
+
+
+def _times(items: list[tuple[Any, ...]]) -> list[list[float]]:
+    return [info["pts_seconds"].flatten().tolist() for *_, info in items]
+
+
+def _random_clips(pack: tiny.TinyPack, seed: int | None) -> NeuralVideoDataset:
+    sampler = RandomClips(num_clips=2, num_frames_per_clip=3)
+    return NeuralVideoDataset(pack.path, device="cpu", sampler=sampler, seed=seed, return_info=True)
+
+
+def test_a_sampler_makes_the_items(fast_pack: tiny.TinyPack) -> None:
+    """An item a video; clips have an axis of their own, and say the times of their frames."""
+    sampler = RegularClips(num_clips=3, num_frames_per_clip=2)
+    dataset = NeuralVideoDataset(fast_pack.path, device="cpu", sampler=sampler, return_info=True)
+    assert len(dataset) == len(tiny.CORPUS)
+    assert dataset.frames_per_clip == 2
+    assert dataset.targets == [0, 0, 1, 1]
+    assert [name for name, _ in dataset.samples] == NAMES
+    single = NeuralVideoDataset(fast_pack.path, device="cpu", frames_per_clip=1)
+    frames = torch.cat([video for video, _ in single.__getitems__(range(len(single)))])
+    for video, _, info in dataset.__getitems__(range(4)):
+        assert video.shape == (3, 2, 3, *tiny.SIZE)
+        assert info["pts_seconds"].shape == (3, 2)
+        number = np.rint(info["pts_seconds"].numpy() * tiny.SOURCE_RATE).astype(int)
+        rows = dataset.pack.frames.first_row[info["video_index"]] + number
+        assert _differ_by(video, frames[rows]) <= 1
+
+
+def test_an_items_clips_are_a_function_of_seed_epoch_and_item(fast_pack: tiny.TinyPack) -> None:
+    dataset, twin = _random_clips(fast_pack, 5), _random_clips(fast_pack, 5)
+    first = _times(dataset.__getitems__(range(4)))
+    torch.manual_seed(1)  # has no say
+    np.random.seed(1)
+    assert _times(twin.__getitems__(range(4))) == first
+    assert _times([dataset[item] for item in (3, 1, 0, 2)]) == [first[item] for item in (3, 1, 0, 2)]
+    assert _times(dataset.__getitems__([2, 2, -4])) == [first[2], first[2], first[0]]
+    epochs = [first]
+    for epoch in (1, 2):
+        dataset.set_epoch(epoch)
+        epochs.append(_times(dataset.__getitems__(range(4))))
+    assert len({str(epoch) for epoch in epochs}) == 3
+    dataset.set_epoch(0)
+    assert _times(dataset.__getitems__(range(4))) == first
+    assert _times(_random_clips(fast_pack, 6).__getitems__(range(4))) != first
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**64 + 3, np.int64(7)])
+def test_seeds_of_any_size(fast_pack: tiny.TinyPack, seed: int) -> None:
+    assert _times([_random_clips(fast_pack, seed)[0]]) == _times([_random_clips(fast_pack, seed)[0]])
+
+
+def test_without_a_seed_torchs_generator_is_asked(fast_pack: tiny.TinyPack) -> None:
+    dataset = _random_clips(fast_pack, None)
+    torch.manual_seed(0)
+    first, second = (_times(dataset.__getitems__(range(4))) for _ in range(2))
+    assert first != second  # though nobody said set_epoch
+    dataset.set_epoch(3)
+    torch.manual_seed(0)
+    assert _times(dataset.__getitems__(range(4))) == first
+
+
+def test_samplers_without_chance_draw_nothing(fast_pack: tiny.TinyPack) -> None:
+    for sampler in (AllWindows(), RegularClips(num_clips=2), Segments(frame="centre")):
+        dataset = NeuralVideoDataset(fast_pack.path, device="cpu", sampler=sampler)
+        before = torch.get_rng_state()
+        dataset.__getitems__([0, 1])
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("frame_rate", "lengths", "shown"),
+    [
+        (10.0, (8, 1, 14, 9), [0, 1, 2, 3, 4]),
+        (5.0, (4, 1, 7, 5), [0, 2, 4, 6, 8]),
+        (4.0, (3, 1, 5, 3), [0, 2, 5, 7, 10]),
+        (20.0, (16, 2, 28, 18), [0, 0, 1, 1, 2]),
+        (25.0, (20, 2, 35, 22), [0, 0, 0, 1, 1]),
+        (0.1, (1, 1, 1, 1), [0, 0, 0, 0, 0]),
+    ],
+)
+def test_another_frame_rate(
+    fast_pack: tiny.TinyPack, frame_rate: float, lengths: tuple[int, ...], shown: list[int]
+) -> None:
+    """Frames of the right video (of 14 frames) are left out, or repeated."""
+    one = NeuralVideoDataset(fast_pack.path, device="cpu", frames_per_clip=1, frame_rate=frame_rate)
+    assert [sum(name == own for own, _ in one.samples) for name in NAMES] == list(lengths)
+    dataset = NeuralVideoDataset(
+        fast_pack.path, device="cpu", frames_per_clip=5, frame_rate=frame_rate, return_info=True
+    )
+    index = [name for name, _ in dataset.samples].index("right/fourteen.avi")
+    video, _, info = dataset[index]
+    assert info["pts_seconds"].tolist() == [frame / tiny.SOURCE_RATE for frame in shown]
+    stored, _ = NeuralVideoDataset(fast_pack.path, device="cpu", frames_per_clip=14)[NAMES.index("right/fourteen.avi")]
+    assert _differ_by(video, stored[shown]) <= 1
+
+
+def test_some_videos(fast_pack: tiny.TinyPack, tmp_path: Path) -> None:
+    wanted = ["right/nine.avi", "left/eight.avi"]
+    listed = tmp_path / "testlist01.txt"
+    listed.write_text("right/nine.avi 2\n\nleft/eight.avi 1\r\n")  # a label, as in trainlist01.txt, is passed over
+    bare = tmp_path / "bare.txt"
+    bare.write_text("\n".join(wanted))
+    whole = NeuralVideoDataset(fast_pack.path, device="cpu")
+    for videos in (wanted, tuple(wanted), listed, str(listed), bare):
+        dataset = NeuralVideoDataset(fast_pack.path, device="cpu", videos=videos, return_info=True)
+        assert dataset.samples == [("right/nine.avi", 1), ("right/nine.avi", 1), ("left/eight.avi", 0)]
+        assert dataset.classes == whole.classes
+        video, label, info = dataset[2]
+        assert (label, info["video_index"]) == (0, 0)
+        assert _differ_by(video, whole[0][0]) <= 1
+
+
+def test_several_packs_as_one(fast_pack: tiny.TinyPack, tmp_path: Path) -> None:
+    source = tiny.write_corpus(tmp_path / "more", {"below/more.avi": 3, "right/more.avi": 9})
+    tiny.pack_tiny(source, tmp_path / "more.nvpack", "paper")
+    paths = [fast_pack.path, tmp_path / "more.nvpack"]
+    joined = NeuralVideoDataset(paths, device="cpu", return_info=True)
+    first, second = (NeuralVideoDataset(path, device="cpu") for path in paths)
+    assert joined.classes == ["below", "left", "right"]
+    assert joined.targets == [1, 1, 2, 2, 2, 2, 0, 2, 2]
+    videos, labels, info = joined[[7, 0, 6, 2]]
+    assert labels.tolist() == [2, 1, 0, 2]
+    assert info["video_index"].tolist() == [5, 0, 4, 2]
+    expected = torch.stack([second[1][0], first[0][0], second[0][0], first[2][0]])
+    assert _differ_by(videos, expected) <= 1
+
+
+@pytest.mark.parametrize("output_format", ["TCHW", "THWC", "CTHW"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes_and_formats(
+    fast_pack: tiny.TinyPack, output_format: Literal["TCHW", "THWC", "CTHW"], dtype: torch.dtype
+) -> None:
+    plain, _ = NeuralVideoDataset(fast_pack.path, device="cpu")[2]
+    video, _ = NeuralVideoDataset(fast_pack.path, device="cpu", dtype=dtype, output_format=output_format)[2]
+    axes = {"TCHW": (0, 1, 2, 3), "THWC": (0, 2, 3, 1), "CTHW": (1, 0, 2, 3)}[output_format]
+    assert video.dtype == dtype
+    assert video.shape == plain.permute(axes).shape
+    levels = video.double() * (1 if dtype == torch.uint8 else 255)
+    assert (levels - plain.permute(axes).double()).abs().max() <= (2 if dtype == torch.bfloat16 else 1)
+
+
+def test_another_size(fast_pack: tiny.TinyPack) -> None:
+    plain, _ = NeuralVideoDataset(fast_pack.path, device="cpu", dtype=torch.float32)[2]
+    video, _ = NeuralVideoDataset(fast_pack.path, device="cpu", dtype=torch.float32, size=(24, 16))[2]
+    assert video.shape == (8, 3, 24, 16)
+    resized = torch.nn.functional.interpolate(plain, (24, 16), mode="bilinear", antialias=True)
+    assert (video - resized).abs().mean() < 0.02
+
+
+def test_transforms_of_all_three_kinds(fast_pack: tiny.TinyPack) -> None:
+    plain = NeuralVideoDataset(fast_pack.path, device="cpu")
+    apart = NeuralVideoDataset(
+        fast_pack.path, device="cpu", transform=lambda video: video[0], target_transform=lambda label: -label
+    )
+    together = NeuralVideoDataset(
+        fast_pack.path, device="cpu", transforms=lambda video, label: (video[0], -label), return_info=True
+    )
+    for index in (0, 3):
+        video, label = plain[index]
+        for own, target, *_ in (apart[index], together[index]):
+            assert torch.equal(own, video[0])
+            assert target == -label
+
+
 # --- loaders --------------------------------------------------------------------------------------------------------
 
 
@@ -196,9 +363,9 @@ def test_loaders_with_and_without_workers(
     _check_loader(every_pack.path, num_workers, context)
 
 
-@pytest.mark.parametrize("backend", ["dnerv", "hnerv"])  # with key-frames and without
-def test_a_loader_with_spawned_workers(make_pack: Callable[..., tiny.TinyPack], backend: str) -> None:
-    _check_loader(make_pack(backend, "fast").path, 2, "spawn")
+def test_a_loader_with_spawned_workers(make_pack: Callable[..., tiny.TinyPack]) -> None:
+    """Without key-frames; test_compatibility.py has all kinds of workers, with key-frames."""
+    _check_loader(make_pack("hnerv", "fast").path, 2, "spawn")
 
 
 def _check_loader(path: Path, num_workers: int, context: str | None) -> None:
@@ -232,7 +399,7 @@ def test_the_usual_wrappers(dataset: NeuralVideoDataset) -> None:
     videos, labels = next(iter(DataLoader(subset, batch_size=2)))
     assert labels.tolist() == [1, 0]
     assert _differ_by(videos[0], dataset[5][0]) <= 1
-    whole = ConcatDataset([dataset, dataset])
+    whole: ConcatDataset[Any] = ConcatDataset([dataset, dataset])
     assert len(whole) == 2 * ITEMS
     assert torch.equal(whole[ITEMS + 2][0], dataset[2][0])
     batches = BatchSampler(SequentialSampler(dataset), 3, drop_last=False)
@@ -341,6 +508,75 @@ def test_counts_out_of_range(fast_pack: tiny.TinyPack, name: str, value: int) ->
 def test_counts_that_are_no_whole_numbers(fast_pack: tiny.TinyPack, name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name}={value!r} must be a whole number"):
         NeuralVideoDataset(fast_pack.path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"frame_rate": 0}, ValueError, "frame_rate=0 must be above 0"),
+        ({"frame_rate": float("nan")}, ValueError, "frame_rate=nan must be above 0"),
+        ({"frame_rate": float("inf")}, ValueError, "frame_rate=inf must be above 0"),
+        ({"seed": 1.5}, TypeError, "'float' object cannot be interpreted as an integer"),
+        ({"size": 24}, TypeError, "size=24 must be two whole numbers, height and width"),
+        ({"size": (24, 16, 3)}, TypeError, "size=(24, 16, 3) must be two whole numbers, height and width"),
+        ({"size": (24, 0)}, ValueError, "size=(24, 0) must be 1 or more each"),
+        ({"dtype": torch.int8}, ValueError, "dtype=torch.int8 must be one of torch.uint8, torch.float32, torch."),
+        ({"output_format": "HWC"}, ValueError, "output_format='HWC' must be one of TCHW, THWC, CTHW"),
+        ({"videos": []}, ValueError, "videos names no video; None is all of them"),
+        ({"videos": ["left/eight.avi"] * 2}, ValueError, "videos names 'left/eight.avi' 2 times"),
+        (
+            {"videos": ["left/eight.avi", "eight.avi"]},
+            ValueError,
+            "1 of 2 videos are not in the pack: 'eight.avi' is not, 'left/eight.avi' is; names are paths below the",
+        ),
+        ({"videos": "none.txt"}, FileNotFoundError, "none.txt"),
+        (
+            {"transforms": lambda video, label: (video, label), "transform": torch.nn.Identity()},
+            ValueError,
+            "transforms excludes transform and target_transform: give one or the other",
+        ),
+        (
+            {"sampler": AllWindows(), "frames_per_clip": 4},
+            ValueError,
+            "frames_per_clip and step_between_clips belong to a dataset without a sampler: give them to it",
+        ),
+        (
+            {"sampler": SequentialSampler([0])},
+            TypeError,
+            "must be a clip sampler, from neuralloader.loading.samplers; the order of items is for the loader to",
+        ),
+        ({"sampler": RandomClips}, TypeError, "must be a clip sampler, from neuralloader.loading.samplers"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be(
+    fast_pack: tiny.TinyPack, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        NeuralVideoDataset(fast_pack.path, device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache": "disk"}, "cache='disk' must be one of auto, device, host, none"),
+        ({"cache_bytes": -1}, "cache_bytes=-1 must be 0 or more"),
+        ({"precision": torch.int8}, "precision=torch.int8 must be one of torch.float32, torch.bfloat16, torch.float16"),
+        ({"cuda_graphs": True}, "cuda_graphs=True needs a CUDA device, not cpu"),
+    ],
+    ids=str,
+)
+def test_options_that_the_decoder_refuses(fast_pack: tiny.TinyPack, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        NeuralVideoDataset(fast_pack.path, device="cpu", **options)[0]
+
+
+def test_a_clip_past_the_end_with_the_policy_error(fast_pack: tiny.TinyPack) -> None:
+    sampler: ClipSampler = AllWindows(num_frames_per_clip=5, policy="error")
+    dataset = NeuralVideoDataset(fast_pack.path, device="cpu", sampler=sampler)
+    assert dataset[0][0].shape[0] == 5
+    with pytest.raises(ValueError, match=r"a clip of 5 frames, 1 apart, reaches past the end of a video of 8 frames"):
+        dataset[1]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from neuralloader.backends.stacked import StackedConv2d, StackedLinear, set_netw
 from neuralloader.clips import index_corpus, index_frames
 from neuralloader.loading.engine import Engine, shrink_towards
 from neuralloader.loading.graphs import GraphedDecode
-from neuralloader.loading.transfer import upload
 from neuralloader.loading.output import finish_frames
+from neuralloader.loading.transfer import upload
 
 CPU = torch.device("cpu")
 FRAMES = index_frames(*index_corpus(np.array([14, 9]), frames_per_clip=8, key_interval=8))

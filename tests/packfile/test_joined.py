@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 import neuralloader
 from neuralloader import NeuralVideoDataset
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
-from neuralloader.loading import decode
-from neuralloader.loading.decode import DecodeCounts, Decoder, DecodeSettings, JoinedDecoder, open_decoder
+from neuralloader.loading import joined
+from neuralloader.loading.decode import DecodeCounts, Decoder, DecodeSettings
+from neuralloader.loading.joined import JoinedDecoder, open_decoder
 from neuralloader.loading.streams import DecodeStream
 from neuralloader.packfile import JoinedPack, Pack, open_pack
 
@@ -128,13 +129,13 @@ def test_frames_are_those_of_each_pack_in_any_order(paths: list[Path], numbers: 
 
 def test_a_pack_is_loaded_when_a_frame_of_it_is_asked_for(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[Path | str, int | None, bool]] = []
-    original = decode.Decoder
+    original = joined.Decoder
 
     def count(pack: Pack, device: torch.device, settings: DecodeSettings, stream: DecodeStream) -> Decoder:
         made.append((pack.path, settings.cache_bytes, stream is decoder.stream))
         return original(pack, device, settings, stream)
 
-    monkeypatch.setattr(decode, "Decoder", count)
+    monkeypatch.setattr(joined, "Decoder", count)
     pack = open_pack(paths)
     assert isinstance(pack, JoinedPack)
     decoder = JoinedDecoder(pack, CPU, DecodeSettings(cache_bytes=1000))
