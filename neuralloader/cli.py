@@ -91,6 +91,40 @@ def _parser() -> argparse.ArgumentParser:
     _add_pack(verify)
     verify.set_defaults(run=_verify)
 
+    bench = commands.add_parser("bench", help="how fast a pack gives clips, beside video decoders and frames on disk")
+    _add_pack(bench)
+    bench.add_argument(
+        "--against", type=Path, metavar="SRC", help="the folder that was packed, for the rivals (default: no rivals)"
+    )
+    bench.add_argument(
+        "--sampler",
+        default="windows",
+        choices=["windows", "random", "regular", "segments"],
+        help="how clips are chosen (default: windows)",
+    )
+    bench.add_argument("--frames", type=int, default=8, metavar="T", help="frames in a clip (default: 8)")
+    bench.add_argument("--batch", type=int, default=8, metavar="N", help="clips in a batch (default: 8)")
+    bench.add_argument("--clips", type=int, default=64, metavar="N", help="clips to read in a pass (default: 64)")
+    bench.add_argument(
+        "--videos",
+        type=int,
+        default=20,
+        metavar="N",
+        help="videos to draw them from; only windows give several clips of one (default: 20)",
+    )
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each reader (default: 5)")
+    bench.add_argument(
+        "--consumer",
+        default="resnet18",
+        choices=["resnet18", "resnet50", "none"],
+        help="the network that is trained from the loaders (default: resnet18)",
+    )
+    bench.add_argument("--seed", type=int, default=0, help="of the choice of videos and clips")
+    bench.add_argument("--chart", type=Path, metavar="FILE.png", help="draw the figures; needs matplotlib")
+    bench.add_argument("--json", action="store_true", help="one JSON object")
+    _add_device(bench)
+    bench.set_defaults(run=_bench)
+
     extract = commands.add_parser("extract", help="decode a pack to PNG files")
     _add_pack(extract)
     extract.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
@@ -190,6 +224,35 @@ def _verify(options: argparse.Namespace) -> None:
         f"{options.pack} is whole: {found.num_tensors} tensors, {found.num_keyframes} key-frames and "
         f"{found.num_clips} clips checked"
     )
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from neuralloader.report.bench import run_bench
+    from neuralloader.report.bench_result import BenchSettings
+    from neuralloader.report.bench_table import bench_lines
+    from neuralloader.report.plots import check_can_draw, draw_bench
+
+    settings = BenchSettings(
+        sampler=options.sampler,
+        frames_per_clip=options.frames,
+        batch_size=options.batch,
+        num_clips=options.clips,
+        num_videos=options.videos,
+        num_rounds=options.rounds,
+        consumer=None if options.consumer == "none" else options.consumer,
+        seed=options.seed,
+    )
+    if options.chart:
+        check_can_draw(options.chart)
+    with StageBars() as bars:
+        result = run_bench(
+            options.pack, settings, device=_device(options.device), against=options.against, report=bars.report
+        )
+    print(json.dumps(asdict(result)) if options.json else "\n".join(bench_lines(result)))
+    if options.chart:
+        draw_bench(result, options.chart)
 
 
 def _extract(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from neuralloader import cli
 from neuralloader.cli import main
 from neuralloader.container import replace
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
+from neuralloader.report import turns
 
 QUICK = ["--size", "48x64", "--width", "16", "--epochs", "1"]
 
@@ -382,10 +383,61 @@ def test_extract(any_pack: tiny.TinyPack, out: Path, capsys: pytest.CaptureFixtu
     assert re.search("exists and is no empty folder; choose another -o", _error_line(capsys, "extract"))
 
 
+def test_bench(
+    fast_pack: tiny.TinyPack,
+    temporary: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "measure_memory", lambda work: None)  # a process for each reader takes seconds
+    quick = ["--clips", "2", "--batch", "2", "--rounds", "1", "--consumer", "none", "--device", "cpu"]
+    assert _run("bench", fast_pack.path, *quick, "--sampler", "segments", "--chart", out / "a.png") == 0
+    captured = capsys.readouterr()
+    assert "4 of 4 videos; 2 clips of 8 frames (segments), 2 in a batch" in captured.out
+    assert re.search(r"^pack +[\d.]+ +\d+ +1\.00 ", captured.out, re.MULTILINE)
+    for stage in ("rehearse", "read in turns", "measure memory"):
+        assert stage in captured.err
+    with Image.open(out / "a.png") as chart:
+        assert chart.format == "PNG"
+
+    assert _run("bench", fast_pack.path, *quick, "--frames", "3", "--videos", "2", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in facts["readers"]] == ["pack"]
+    assert (facts["settings"]["frames_per_clip"], facts["num_videos"], facts["num_frames"]) == (3, 2, 6)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--clips", "0"], "num_clips=0 must be 1 or more"),
+        (["--against", "nowhere"], "no file or folder at nowhere"),
+        (["--chart", "a.jpg"], r"the chart a\.jpg must be a \.png file"),
+        (["--device", "cuda"], "--device cuda: there is no CUDA device here"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, --device cuda is possible")
+def test_impossible_bench(
+    arguments: list[str], text: str, fast_pack: tiny.TinyPack, temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("bench", fast_pack.path, *arguments) == 1
+    assert re.match(text, _error_line(capsys, "bench"))
+    assert list(temporary.iterdir()) == []
+
+
+def test_bench_without_matplotlib(
+    fast_pack: tiny.TinyPack, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert _run("bench", fast_pack.path, "--chart", out / "a.png") == 1
+    assert "`pip install 'neuralloader[report]'` provides it" in _error_line(capsys, "bench")
+
+
 # --- what is no pack ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["info", "extract"])
+@pytest.mark.parametrize("command", ["info", "extract", "bench"])
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -422,7 +474,7 @@ def test_a_truncated_pack(fast_pack: tiny.TinyPack, out: Path, capsys: pytest.Ca
 # --- help -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["pack"], ["info"], ["extract"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["pack"], ["info"], ["extract"], ["bench"], ["demo"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
@@ -434,6 +486,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
                  "--on-error", "--force"),
         "info": ("--json",),
         "extract": ("-o", "--device"),
+        "bench": ("--against", "--sampler", "--batch", "--clips", "--videos", "--rounds", "--consumer", "--chart",
+                  "--json", "--device"),
     }  # fmt: skip
     for option in options.get(command[0] if command else "", ()):
         assert option in text

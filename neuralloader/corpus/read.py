@@ -102,10 +102,7 @@ def decode_video(
     promise = _read_promise(path)
     reader = _open(path)
     num_packets = len(reader)
-    source_rate = reader.get_avg_fps()
-    if not (math.isfinite(source_rate) and source_rate > 0):
-        raise SourceError(f"its frame rate is {source_rate}")
-    times = frame_times(reader.get_frame_timestamp(list(range(num_packets)))[:, 0], source_rate)
+    times, source_rate = _times(reader)
     selected = select_frames(times, source_rate, frame_rate)
     announce(len(selected))
     copies = np.bincount(selected, minlength=num_packets)  # (num_packets,) how often each source frame is stored
@@ -133,6 +130,33 @@ def decode_video(
         frame_rate=float(frame_rate or source_rate),
         source_size=source_size,
     )
+
+
+def stored_numbers(path: Path, frame_rate: float | None, num_stored: int) -> np.ndarray:
+    """Which frames of a video `decode_video` stores, without decoding it. Imports decord in the caller's process.
+
+    Args:
+        path: the video file.
+        frame_rate: as in `read_video`.
+        num_stored: frames that `decode_video` stored; a file's last packets may have no picture.
+
+    Returns:
+        (num_stored,) int64 source frame numbers, never decreasing.
+
+    Raises:
+        SourceError: the file cannot be opened, or its frame rate makes no sense.
+    """
+    times, source_rate = _times(_open(Path(path).absolute()))
+    return select_frames(times, source_rate, frame_rate)[:num_stored]
+
+
+def _times(reader: Any) -> tuple[np.ndarray, float]:
+    """(num_packets,) float64, the second at which each frame is shown, and the nominal frames per second."""
+    source_rate = reader.get_avg_fps()
+    if not (math.isfinite(source_rate) and source_rate > 0):
+        raise SourceError(f"its frame rate is {source_rate}")
+    timestamps = reader.get_frame_timestamp(list(range(len(reader))))[:, 0]
+    return frame_times(timestamps, source_rate), source_rate
 
 
 def _read_promise(path: Path) -> Promise:

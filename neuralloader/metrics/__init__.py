@@ -1,1 +1,1 @@
-"""Measures: quality of frames, bytes, speed. They know no pack and no network."""
+"""Measures: quality of frames, bytes, speed, memory. They know no pack and no network."""
