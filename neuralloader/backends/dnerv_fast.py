@@ -38,6 +38,7 @@ from neuralloader.backends.rate import LaplaceRate
 
 PHASE_FREQUENCIES = (0.5, 1.0, 2.0, 3.0)  # half-turns per key interval
 RESIDUAL_UNIT = 0.25
+PLAIN_WIDTH = 32  # up to which the whole trunk has the channels of a network's width
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class FastDNeRVConfig:
 
     Attributes:
         frame_size: (height, width), multiples of 16.
-        width: channels of the trunk; it starts with twice as many.
+        width: channels of the trunk from 1/8 of the frame on.
         content_channels: channels of the key-frame features at 1/4, 1/8 and 1/16 of the frame.
         latent_channels: channels of a frame's latent, at 1/16 of the frame.
         num_waves: lowest waves of the cosine transform that latents are made of, 1 to 16 along each axis.
+        coarse_factor: channels of the trunk at 1/16 of the frame, in widths.
+        coarse_convs: convolutions there, before the first stage; all but the first are residual.
     """
 
     WIDTHS: ClassVar[dict[str, int]] = {"XS": 24, "S": 32, "M": 56, "L": 96}
@@ -60,6 +63,8 @@ class FastDNeRVConfig:
     content_channels: tuple[int, int, int]
     latent_channels: int = 8
     num_waves: int = 10
+    coarse_factor: int = 2
+    coarse_convs: int = 1
 
     def __post_init__(self) -> None:
         check_frame_size(self.frame_size)
@@ -67,8 +72,16 @@ class FastDNeRVConfig:
 
     @staticmethod
     def of_width(width: int, frame_size: tuple[int, int]) -> "FastDNeRVConfig":
-        """The network with a trunk of this width."""
-        return FastDNeRVConfig(frame_size, width, content_channels=(width // 2, width, width))
+        """The network of a width: up to 32, a trunk of so many channels.
+
+        Beyond, more channels at 1/8 and 1/4 of the frame would cost most of the time and add least: about half of the
+        width is there, and three times the width at 1/16, in two convolutions (docs/experiments.md).
+        """
+        if width <= PLAIN_WIDTH:
+            return FastDNeRVConfig(frame_size, width, content_channels=(width // 2, width, width))
+        fine = max(PLAIN_WIDTH, 8 * round(width / 16))
+        content = (fine // 2, fine, fine)
+        return FastDNeRVConfig(frame_size, fine, content, coarse_factor=round(3 * width / fine), coarse_convs=2)
 
 
 class ContentEncoder(nn.Module):
@@ -157,12 +170,12 @@ class FastDNeRV(Backend):
         self.content = ContentEncoder(config.content_channels)
         self.encoder = CosineEncoder(config.num_waves, config.latent_channels)
         self.rate = LaplaceRate(config.latent_channels)
-        self.base = nn.Conv2d(
-            2 * coarse + config.latent_channels + 2 * len(PHASE_FREQUENCIES), 2 * config.width, 3, padding=1
-        )
+        channels = config.coarse_factor * config.width
+        self.base = nn.Conv2d(2 * coarse + config.latent_channels + 2 * len(PHASE_FREQUENCIES), channels, 3, padding=1)
+        self.deepen = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(config.coarse_convs - 1))
         self.stages = nn.ModuleList(
             [
-                TrunkStage(2 * config.width, config.width, coarse, (height, width)),
+                TrunkStage(channels, config.width, coarse, (height, width)),
                 TrunkStage(config.width, config.width, middle, (2 * height, 2 * width)),
             ]
         )
@@ -196,6 +209,8 @@ class FastDNeRV(Backend):
         position = self._encode_phase(phase).expand(-1, -1, *coarse.shape[-2:])
         x = torch.cat([torch.lerp(start, end, phase), start - end, latents, position], dim=1)
         x = F.gelu(self.base(x))
+        for conv in self.deepen:
+            x = x + F.gelu(conv(x))
         for stage, content in zip(self.stages, (coarse, middle), strict=True):
             x = stage(x, content, keys, phase)
         return self.head(x, fine, images, keys, phase).unsqueeze(1)  # (N, 1, 3, H, W)

@@ -23,7 +23,7 @@ from neuralloader.packfile import Pack
 # with a wide network (docs/experiments.md).
 VALUES_PER_STEP = {"cpu": 1 << 22, "cuda": 1 << 28}
 STACK_VALUES_PER_STEP = {"cpu": 1 << 19, "cuda": 1 << 28}  # the same where many networks decode together
-VALUES_PER_THREAD = 1 << 19  # fewer are not worth a thread's while
+VALUES_PER_THREAD = 1 << 20  # fewer are not worth a thread of their own
 
 
 @dataclass(frozen=True)

@@ -162,15 +162,6 @@ def test_autocast_changes_little(network: FastDNeRV, keyframes: Tensor, units: U
     assert (fast - exact).abs().mean() < 0.02
 
 
-def test_presets_grow() -> None:
-    with torch.device("meta"):
-        sizes = [
-            sum(p.numel() for p in FastDNeRV(network_of("dnerv", "fast", name, (128, 160))).parameters())
-            for name in ("XS", "S", "M", "L")
-        ]
-    assert sizes == sorted(set(sizes))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("factor", [2, 4])
 def test_shrunk_frames_are_about_the_means_of_the_pixels(network: FastDNeRV, units: Units, factor: int) -> None:
@@ -185,3 +176,42 @@ def test_shrunk_frames_are_about_the_means_of_the_pixels(network: FastDNeRV, uni
     means = F.avg_pool2d(whole.flatten(0, 1), factor).unflatten(0, (5, 1))
     assert (shrunk - means).abs().mean() < 0.01
     assert (shrunk - means).abs().mean() < 0.1 * (means - means.mean()).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("preset", "num_parameters"), [("XS", 123_461), ("S", 208_369), ("M", 631_337), ("L", 1_755_161)]
+)
+def test_parameters_of_the_presets(preset: str, num_parameters: int) -> None:
+    with torch.device("meta"):
+        network = FastDNeRV(network_of("dnerv", "fast", preset, (128, 160)))
+    assert sum(p.numel() for name, p in network.named_parameters() if network.is_stored(name)) == num_parameters
+
+
+def test_past_a_width_of_32_channels_go_to_a_16th_of_the_frame() -> None:
+    sizes = []
+    for width in range(24, 130, 4):
+        config = network_of("dnerv", "fast", width, SIZE)
+        if width <= 32:
+            assert (config.width, config.coarse_factor, config.coarse_convs) == (width, 2, 1)
+        else:
+            assert config.width % 8 == 0
+            assert 32 <= config.width <= max(32, width)
+            assert config.coarse_convs == 2
+            assert abs(config.coarse_factor * config.width - 3 * width) <= config.width / 2
+        with torch.device("meta"):
+            sizes.append(sum(p.numel() for p in FastDNeRV(config).parameters()))
+    assert sizes == sorted(sizes), "a wider network is never a smaller one"
+
+
+@torch.no_grad()
+def test_every_convolution_at_a_16th_takes_part(keyframes: Tensor, units: Units) -> None:
+    torch.manual_seed(5)
+    network = FastDNeRV(network_of("dnerv", "fast", 40, SIZE))
+    for parameter in network.head.out.parameters():
+        parameter.normal_(0, 0.05)
+    latents = _latents(network, 5)
+    plain = network.decode(network.encode_keyframes(keyframes), units, latents)
+    assert len(network.deepen) == 1
+    for conv in network.deepen:
+        conv.bias.add_(1)  # type: ignore[operator]
+    assert (network.decode(network.encode_keyframes(keyframes), units, latents) - plain).abs().max() > 1e-3
