@@ -7,7 +7,7 @@ there. One that is there is never written again: whoever has to has broken the f
 
 import json
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Golden:
         codec: of the key-frames.
         scope: as ``PackDescription`` has it.
         appendable: whether it holds its encoder.
-        is_retired: whether its record of the network has a name that no network has any more, so that it is only read.
+        is_retired: whether its record of the network has other names than today's (one that no network has any more, or
+            not yet one that has a default since), so that it is only read.
     """
 
     backend: str
@@ -68,11 +69,13 @@ class Golden:
 
 
 _FAST = FastDNeRVConfig((32, 16), width=4, content_channels=(2, 4, 4), latent_channels=6)
+_COARSE = replace(_FAST, coarse_factor=3, coarse_convs=2)
 _HNERV = HNeRVConfig((32, 48), channels=(8, 8, 6, 4), strides=(2, 2, 2), latent_channels=5, encoder_channels=8)
 GOLDENS = {
     "dnerv-fast": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, is_retired=True),
-    "dnerv-fast-appendable": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, appendable=True),
+    "dnerv-fast-appendable": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, appendable=True, is_retired=True),
     "dnerv-fast-avif": Golden("dnerv", "fast", _FAST, 16, weight_bits=6, codec="avif", is_retired=True),
+    "dnerv-fast-coarse": Golden("dnerv", "fast", _COARSE, 16, weight_bits=6, appendable=True),
     "dnerv-paper": Golden(
         "dnerv",
         "paper",

@@ -38,6 +38,7 @@ from neuralloader.backends.rate import LaplaceRate
 
 PHASE_FREQUENCIES = (0.5, 1.0, 2.0, 3.0)  # half-turns per key interval
 RESIDUAL_UNIT = 0.25
+MAX_COARSE = 16  # widths and convolutions at 1/16 of the frame
 PLAIN_WIDTH = 32  # up to which the whole trunk has the channels of a network's width
 
 
@@ -69,6 +70,9 @@ class FastDNeRVConfig:
     def __post_init__(self) -> None:
         check_frame_size(self.frame_size)
         check_waves(self.num_waves)
+        for name in ("coarse_factor", "coarse_convs"):
+            if not 1 <= getattr(self, name) <= MAX_COARSE:
+                raise ValueError(f"{name} {getattr(self, name)} must be 1 to {MAX_COARSE}")
 
     @staticmethod
     def of_width(width: int, frame_size: tuple[int, int]) -> "FastDNeRVConfig":

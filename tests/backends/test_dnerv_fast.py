@@ -215,3 +215,11 @@ def test_every_convolution_at_a_16th_takes_part(keyframes: Tensor, units: Units)
     for conv in network.deepen:
         conv.bias.add_(1)  # type: ignore[operator]
     assert (network.decode(network.encode_keyframes(keyframes), units, latents) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["coarse_factor", "coarse_convs"])
+@pytest.mark.parametrize("value", [0, 17, 1_000_000])
+def test_a_record_of_more_convolutions_than_make_sense_is_refused(name: str, value: int) -> None:
+    config = network_of("dnerv", "fast", 16, SIZE)
+    with pytest.raises(ValueError, match=f"{name} {value} must be 1 to 16"):
+        replace(config, **{name: value})

@@ -781,11 +781,12 @@ def test_a_loader_with_persistent_workers_ends_with_its_last_reference(
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 import torch
 from neuralloader import NeuralVideoDataset, NeuralVideoLoader
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without it
     torch.set_num_threads(1)
     dataset = NeuralVideoDataset(sys.argv[1], device="cpu", cache="none")
     loader = NeuralVideoLoader(
@@ -803,7 +804,10 @@ def test_control_c(fast_pack: tiny.TinyPack, tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "batch\n"
     os.killpg(process.pid, signal.SIGINT)  # a terminal tells all processes
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, 1)
     assert "KeyboardInterrupt" in errors
     for _ in range(100):

@@ -312,7 +312,7 @@ HUGE = 2**63
         (
             "weight_levels",
             17,
-            r"weights\.codes holds the code \d+; the last of its levels is 16|holds more than the",
+            r"weights\.codes holds the code \d+; the last of its levels is 16|declares \d+ bytes of content",
         ),
         ("weights", 5, "weights of the manifest must be list, not 5"),
     ],
