@@ -67,9 +67,7 @@ class FeatureCache:
         Returns:
             (len(rows),) int64. They hold until the next call.
         """
-        self._clock += 1
-        present = self._slot[rows]
-        self._used_at[present[present != ABSENT]] = self._clock
+        self._touch(rows)
         missing = self.missing(rows)
         if len(missing):
             self._put(missing, self._read(missing))
@@ -82,11 +80,15 @@ class FeatureCache:
             rows: (n,) different rows.
             images: (n, H, W, 3) uint8.
         """
+        self._touch(rows)
+        absent = np.flatnonzero(self._slot[rows] == ABSENT)[: self.num_slots]
+        self._put(rows[absent], images[absent])
+
+    def _touch(self, rows: np.ndarray) -> None:
+        """Begin a call that asks for some rows: those that are there are the last to go."""
         self._clock += 1
         present = self._slot[rows]
         self._used_at[present[present != ABSENT]] = self._clock
-        absent = np.flatnonzero(present == ABSENT)[: self.num_slots]
-        self._put(rows[absent], images[absent])
 
     def _put(self, rows: np.ndarray, images: np.ndarray) -> None:
         for start in range(0, len(rows), self._keys_per_step):

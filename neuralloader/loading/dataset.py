@@ -129,10 +129,11 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self._settings = DecodeSettings(_checked_size(size), cache, cache_bytes, precision, compile, cuda_graphs)
         every = self.pack.index.videos
+        self._frame_rate = np.array([video.frame_rate for video in every])
         self._items = ItemTable(
             self.pack.frames,
             np.arange(len(every)) if videos is None else find_videos([v.name for v in every], videos),
-            np.array([video.frame_rate for video in every]),
+            self._frame_rate,
             self.sampler,
             frame_rate,
         )
@@ -239,15 +240,17 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     def make_items(self, plan: BatchPlan, videos: Tensor) -> list[tuple[Any, ...]]:
         """The items of a decoded batch, with what transforms make of them."""
         items = []
-        for video, target, info in zip(videos, self._labels[plan.items].tolist(), self.infos(plan), strict=True):
+        for video, target in zip(videos, self.labels(plan).tolist(), strict=True):
             if self.transforms is not None:
                 video, target = self.transforms(video, target)
             if self.transform is not None:
                 video = self.transform(video)
             if self.target_transform is not None:
                 target = self.target_transform(target)
-            items.append((video, target, info) if self.return_info else (video, target))
-        return items
+            items.append((video, target))
+        if not self.return_info:
+            return items
+        return [(*item, info) for item, info in zip(items, self.infos(plan), strict=True)]
 
     def labels(self, plan: BatchPlan) -> np.ndarray:
         """(B,) int64, the labels of a planned batch."""
@@ -256,8 +259,8 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     def infos(self, plan: BatchPlan) -> list[dict[str, Any]]:
         """What ``return_info`` adds to each item."""
         video = self._items.video[plan.items]
-        rate = np.array([self.pack.index.videos[int(v)].frame_rate for v in video])
-        pts_seconds = (plan.rows - self.pack.frames.first_row[video][:, None, None]) / rate[:, None, None]
+        frames = plan.rows - self.pack.frames.first_row[video][:, None, None]
+        pts_seconds = frames / self._frame_rate[video][:, None, None]
         if self.sampler.num_clips == 1:
             pts_seconds = pts_seconds[:, 0]
         return [

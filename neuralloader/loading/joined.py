@@ -13,6 +13,7 @@ from neuralloader.loading.planner import DecodePlan
 from neuralloader.loading.streams import DecodeStream
 from neuralloader.loading.transfer import upload
 from neuralloader.packfile import JoinedPack, Pack
+from neuralloader.packfile.joined import part_rows
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ class JoinedDecoder:
         return np.concatenate([np.zeros(0, np.int64), *rows])
 
     def add_keyframes(self, rows: np.ndarray, images: np.ndarray) -> None:
-        part = np.searchsorted(self._pack.first_key, rows, side="right") - 1
-        for number in np.unique(part).tolist():
-            own = part == number
+        for number, own in part_rows(rows, self._pack.first_key):
             self._decoder(number).add_keyframes(rows[own] - self._pack.first_key[number], images[own])
 
     def run(self, plan: JoinedPlan, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -130,8 +129,7 @@ class JoinedDecoder:
 
     def _parts(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Number of each pack that is asked for, and which rows are its own."""
-        part = np.searchsorted(self._pack.first_row, rows, side="right") - 1
-        return [(number, np.flatnonzero(part == number)) for number in np.unique(part).tolist()]
+        return part_rows(rows, self._pack.first_row)
 
     def _gather(self, decoded: Sequence[tuple[np.ndarray, Tensor]], num_frames: int, dtype: torch.dtype) -> Tensor:
         size = self._settings.size or self._pack.frame_size

@@ -83,11 +83,23 @@ class JoinedPack:
             PackError: a key-frame is damaged; it is named by its video and frame.
         """
         images = np.empty((len(rows), *self.frame_size, 3), np.uint8)
-        part = np.searchsorted(self.first_key, rows, side="right") - 1
-        for number in np.unique(part).tolist():
-            own = part == number
+        for number, own in part_rows(rows, self.first_key):
             images[own] = self.packs[number].keyframes(rows[own] - self.first_key[number], num_threads=num_threads)
         return images
+
+
+def part_rows(rows: np.ndarray, first_row: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Which of some rows of a joint table belong to which pack.
+
+    Args:
+        rows: (n,) rows of the joint table.
+        first_row: (num_packs + 1,) the first row of each pack, as ``JoinedPack.first_row`` or ``first_key``.
+
+    Returns:
+        For each pack that has some: its number, and their places among the rows, int64, ascending.
+    """
+    part = np.searchsorted(first_row, rows, side="right") - 1
+    return [(number, np.flatnonzero(part == number)) for number in np.unique(part).tolist()]
 
 
 def open_pack(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Pack | JoinedPack:
