@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from neuralloader.loading.videos import open_videos
     from neuralloader.packfile import Pack, open_pack
     from neuralloader.packing import append, pack
-    from neuralloader.training.fit import Duration
-    from neuralloader.training.packer import PackSettings
+    from neuralloader.training.clock import Duration
+    from neuralloader.training.settings import PackSettings
 
 __version__ = "0.1.0"
 
 # imported when first asked for: the reader processes of ``corpus`` import this package and must start fast
 _HOMES = {
     "ConcatNeuralDataset": "neuralloader.loading.concat",
-    "Duration": "neuralloader.training.fit",
+    "Duration": "neuralloader.training.clock",
     "NeuralVideoDataset": "neuralloader.loading.dataset",
     "NeuralVideoLoader": "neuralloader.loading.loader",
     "Pack": "neuralloader.packfile",
-    "PackSettings": "neuralloader.training.packer",
+    "PackSettings": "neuralloader.training.settings",
     "append": "neuralloader.packing",
     "open_pack": "neuralloader.packfile",
     "open_videos": "neuralloader.loading.videos",

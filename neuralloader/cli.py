@@ -44,35 +44,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    pack = commands.add_parser("pack", help="train a network on videos and store everything in one file")
+    pack = commands.add_parser(
+        "pack",
+        help="train a network on videos and store everything in one file",
+        description="Train a network on videos and store everything in one file. A run that was interrupted goes on "
+        "when it is started again. "
+        "Several processes: torchrun --nproc-per-node N -m neuralloader pack ...",
+    )
     _add_source(pack)
-    pack.add_argument(
-        "--frame-rate", type=_frame_rate, default=2.0, metavar="F", help="frames per second, or native (default: 2)"
-    )
-    pack.add_argument("--size", type=_size, default=(256, 320), metavar="HxW", help="frame size (default: 256x320)")
-    pack.add_argument(
-        "--backend", default="dnerv", choices=["dnerv", "nerv", "cnerv", "hnerv"], help="the network (default: dnerv)"
-    )
-    pack.add_argument("--config", default="fast", choices=["fast", "paper"], help="its configuration (default: fast)")
-    pack.add_argument(
-        "--scope",
-        default="corpus",
-        choices=["corpus", "video"],
-        help="one network for all videos (the default), or one for each",
-    )
-    pack.add_argument(
-        "--appendable", action="store_true", help="keep the encoder, so that videos can be added without training"
-    )
-    size = pack.add_mutually_exclusive_group()
-    size.add_argument("--preset", default="S", choices=["XS", "S", "M", "L"], help="its size (default: S)")
-    size.add_argument("--width", type=int, metavar="C", help="the same as a number of channels")
-    duration = pack.add_mutually_exclusive_group()
-    duration.add_argument("--minutes", type=float, metavar="M", help="how long to train (default: 10)")
-    duration.add_argument("--epochs", type=int, metavar="E", help="the same in passes over the corpus; repeatable")
-    pack.add_argument("--keyframe-quality", type=int, metavar="Q", help="1 to 100 (default: the configuration's)")
-    pack.add_argument("--keyframe-codec", default="avif", choices=["avif", "webp", "jpeg", "png"])
-    pack.add_argument("--hold-out", type=int, metavar="N", help="do not train on every Nth frame of a video")
-    pack.add_argument("--seed", type=int, default=0)
+    _add_corpus(pack)
+    _add_network(pack)
+    _add_training(pack)
     _add_device(pack)
     pack.set_defaults(run=_pack)
 
@@ -144,10 +126,94 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """Videos to be packed, and where to."""
-    parser.add_argument("source", type=Path, help="a folder with one folder per class, a flat folder, or one video")
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="a folder with one folder per class, a flat folder, one video, folders of numbered images, or a list file",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nvpack")
-    parser.add_argument("--on-error", default="raise", choices=["raise", "skip"], help="what to do about bad videos")
+    parser.add_argument(
+        "--on-error",
+        default="raise",
+        choices=["raise", "skip", "keep-partial"],
+        help="bad videos: list them all and stop (the default), leave them out, or keep what decodes of them",
+    )
+    parser.add_argument(
+        "--annotations",
+        action="append",
+        default=[],
+        metavar="[NAME=]LIST",
+        help="pack the videos that a list names, with its labels, as a split of this name; may be given several times "
+        "(UCF101, HMDB51, Kinetics, or lines of `path label`)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a pack that is there")
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    """How videos become frames."""
+    group = parser.add_argument_group("frames")
+    group.add_argument(
+        "--frame-rate", type=_frame_rate, default=2.0, metavar="F", help="frames per second, or native (default: 2)"
+    )
+    group.add_argument("--size", type=_size, default=(256, 320), metavar="HxW", help="frame size (default: 256x320)")
+    group.add_argument(
+        "--resize",
+        default="squash",
+        choices=["squash", "crop", "pad"],
+        help="how frames of another shape get to that size (default: squash)",
+    )
+    group.add_argument(
+        "--image-frame-rate", type=float, default=30.0, metavar="F", help="of folders of images (default: 30)"
+    )
+    group.add_argument("--cache", type=Path, metavar="DIR", help="keep decoded frames here, for other runs too")
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    """What is stored of them."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--backend", default="dnerv", choices=["dnerv", "nerv", "cnerv", "hnerv"], help="the network (default: dnerv)"
+    )
+    group.add_argument("--config", default="fast", choices=["fast", "paper"], help="its configuration (default: fast)")
+    group.add_argument(
+        "--scope",
+        default="corpus",
+        choices=["corpus", "video"],
+        help="one network for all videos (the default), or one for each",
+    )
+    group.add_argument(
+        "--appendable", action="store_true", help="keep the encoder, so that videos can be added without training"
+    )
+    group.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="SIZE",
+        help="what the file may take, as in 0.08bpp or 20MB; chooses what is not given below",
+    )
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--preset", choices=["XS", "S", "M", "L"], help="its size (default: S, or the budget's)")
+    size.add_argument("--width", type=int, metavar="C", help="the same as a number of channels")
+    group.add_argument("--bits", type=int, metavar="B", help="of a weight, 2 to 8 (default: the configuration's)")
+    group.add_argument("--keyframe-quality", type=int, metavar="Q", help="1 to 100 (default: the configuration's)")
+    group.add_argument("--keyframe-codec", default="avif", choices=["avif", "webp", "jpeg", "png"])
+    group.add_argument("--key-interval", type=int, metavar="N", help="frames between key-frames, a multiple of 8")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """How long, and what happens on the way."""
+    group = parser.add_argument_group("training")
+    duration = group.add_mutually_exclusive_group()
+    duration.add_argument("--minutes", type=float, metavar="M", help="how long to train (default: 10)")
+    duration.add_argument("--epochs", type=int, metavar="E", help="the same in passes over the corpus; repeatable")
+    group.add_argument("--target-psnr", type=float, metavar="DB", help="stop earlier, once a sample reaches it")
+    group.add_argument("--init", type=Path, metavar="PACK", help="start from the network of another pack")
+    group.add_argument("--hold-out", type=int, metavar="N", help="do not train on every Nth frame of a video")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--fresh", action="store_true", help="throw away what an interrupted run left")
+    group.add_argument(
+        "--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds between checkpoints (default: 60)"
+    )
+    group.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -159,30 +225,44 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def _pack(options: argparse.Namespace) -> None:
     from neuralloader.packing import pack
-    from neuralloader.training.fit import Duration
-    from neuralloader.training.packer import PackSettings
+    from neuralloader.training.clock import Duration
+    from neuralloader.training.settings import PackSettings
 
     if options.minutes is None and options.epochs is None:
         options.minutes = 10.0
     settings = PackSettings(
         frame_rate=options.frame_rate,
         size=options.size,
+        resize=options.resize,
+        annotations=tuple(options.annotations),
+        image_frame_rate=options.image_frame_rate,
+        on_error=options.on_error,
         backend=options.backend,
         config=options.config,
+        budget=options.budget,
         width=options.preset if options.width is None else options.width,
+        weight_bits=options.bits,
         duration=Duration(minutes=options.minutes, epochs=options.epochs),
+        target_psnr_db=options.target_psnr,
         seed=options.seed,
         device=_device(options.device),
-        on_error=options.on_error,
         keyframe_codec=options.keyframe_codec,
         keyframe_quality=options.keyframe_quality,
+        key_interval=options.key_interval,
         scope=options.scope,
         appendable=options.appendable,
         hold_out=options.hold_out,
+        init=options.init,
         overwrite=options.force,
+        fresh=options.fresh,
+        cache=options.cache,
+        checkpoint_seconds=options.checkpoint_every,
+        tensorboard=options.tensorboard,
     )
     with StageBars() as bars:
         result = pack(options.source, options.output, settings, report=bars.report)
+    for note in result.notes:
+        print(f"note: {note}")
     print(f"{result.path}: {result.size_bytes:,} bytes, {result.psnr_db:.2f} dB after {result.steps} steps")
 
 
@@ -195,6 +275,7 @@ def _append(options: argparse.Namespace) -> None:
             options.source,
             options.output,
             device=_device(options.device),
+            annotations=options.annotations,
             on_error=options.on_error,
             overwrite=options.force,
             report=bars.report,
@@ -278,6 +359,16 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
+
+
+def _budget(text: str):
+    """A budget, for argparse."""
+    from neuralloader.training.budget import parse_budget
+
+    try:
+        return parse_budget(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _frame_rate(text: str) -> float | None:

@@ -11,13 +11,15 @@ A corpus may have no key-frames at all, where its network needs none.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 UNLABELLED = -1  # the label of a video in a folder without classes
 NO_KEY = -1  # the key-frames of a clip in a corpus without any
+MAX_SPLITS = 63  # of one pack: a video's are the bits of an int64
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class VideoInfo:
         source_frame_rate: frames per second of the source.
         frame_rate: frames per second of the stored frames.
         source_size: (height, width) of the source in pixels.
+        num_nominal_frames: frames the source promised; 0 where it was not told.
+        splits: bit i is set where the video is in the i-th of the pack's splits.
+        problem: why a video that was kept in part is not whole; empty where it is.
     """
 
     name: str
@@ -41,12 +46,9 @@ class VideoInfo:
     source_frame_rate: float
     frame_rate: float
     source_size: tuple[int, int]
-
-
-def relabel(videos: Iterable[VideoInfo], classes: Sequence[str], new_classes: Sequence[str]) -> list[VideoInfo]:
-    """Videos with labels that index other classes, which hold all of their own."""
-    label_of = {name: label for label, name in enumerate(new_classes)}
-    return [v if v.label == UNLABELLED else replace(v, label=label_of[classes[v.label]]) for v in videos]
+    num_nominal_frames: int = 0
+    splits: int = 0
+    problem: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,8 @@ class VideoTable(Sequence[VideoInfo]):
         label, num_frames, num_source_frames: (num_videos,) int64 or int32.
         source_frame_rate, frame_rate: (num_videos,) float64.
         source_size: (num_videos, 2) int64 or int32.
+        num_nominal_frames, splits: (num_videos,) int64 or int32.
+        problems: of each video, empty where there is none.
     """
 
     names: Sequence[str]
@@ -67,6 +71,35 @@ class VideoTable(Sequence[VideoInfo]):
     source_frame_rate: np.ndarray
     frame_rate: np.ndarray
     source_size: np.ndarray
+    num_nominal_frames: np.ndarray
+    splits: np.ndarray
+    problems: Sequence[str]
+
+    @classmethod
+    def of(cls, videos: Sequence[VideoInfo]) -> "VideoTable":
+        """Videos as columns; a table is given back as it is."""
+        if isinstance(videos, VideoTable):
+            return videos
+
+        def column(name: str, dtype: type = np.int64) -> np.ndarray:
+            return np.array([getattr(video, name) for video in videos], dtype)
+
+        return cls(
+            names=[video.name for video in videos],
+            label=column("label"),
+            num_frames=column("num_frames"),
+            num_source_frames=column("num_source_frames"),
+            source_frame_rate=column("source_frame_rate", np.float64),
+            frame_rate=column("frame_rate", np.float64),
+            source_size=column("source_size").reshape(-1, 2),
+            num_nominal_frames=column("num_nominal_frames"),
+            splits=column("splits"),
+            problems=[video.problem for video in videos],
+        )
+
+    def in_split(self, split: int) -> np.ndarray:
+        """(num_videos,) bool: whether each video is in a split, given by its place among the pack's."""
+        return (self.splits >> split & 1).astype(bool)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,11 +114,55 @@ class VideoTable(Sequence[VideoInfo]):
             source_frame_rate=float(self.source_frame_rate[index]),
             frame_rate=float(self.frame_rate[index]),
             source_size=(height, width),
+            num_nominal_frames=int(self.num_nominal_frames[index]),
+            splits=int(self.splits[index]),
+            problem=self.problems[index],
         )
 
     def __eq__(self, other: object) -> bool:
         """As a tuple of the videos would compare."""
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+
+def relabel(videos: Sequence[VideoInfo], classes: Sequence[str], new_classes: Sequence[str]) -> VideoTable:
+    """Videos with labels that index other classes, which hold all of their own."""
+    table = VideoTable.of(videos)
+    label_of = {name: label for label, name in enumerate(new_classes)}
+    new_labels = np.array([*(label_of[name] for name in classes), UNLABELLED])  # the last is that of no label, too
+    return replace(table, label=new_labels[table.label])
+
+
+def resplit(videos: Sequence[VideoInfo], splits: Sequence[str], new_splits: Sequence[str]) -> VideoTable:
+    """Videos whose bits stand for other splits, among which are all of their own."""
+    table = VideoTable.of(videos)
+    bits = np.zeros(len(table), np.int64)
+    for place, name in enumerate(splits):
+        bits |= table.in_split(place).astype(np.int64) << new_splits.index(name)
+    return replace(table, splits=bits)
+
+
+def join_splits(parts: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The names of all splits of several packs, each once, in the order in which they come.
+
+    Raises:
+        ValueError: they are too many.
+    """
+    names = tuple(dict.fromkeys(name for part in parts for name in part))
+    if len(names) > MAX_SPLITS:
+        raise ValueError(
+            f"the packs have {len(names)} splits together, {names[0]!r} to {names[-1]!r}; {MAX_SPLITS} are allowed"
+        )
+    return names
+
+
+def join_videos(parts: Sequence[VideoTable]) -> VideoTable:
+    """Several tables that follow one another."""
+    joined: dict[str, Any] = {}
+    for name in (field.name for field in fields(VideoTable)):
+        columns = [getattr(part, name) for part in parts]
+        is_text = not isinstance(columns[0], np.ndarray)
+        joined[name] = [text for column in columns for text in column] if is_text else np.concatenate(columns)
+    return VideoTable(**joined)
 
 
 @dataclass(frozen=True)

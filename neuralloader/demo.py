@@ -17,8 +17,8 @@ from neuralloader.packfile import Pack
 from neuralloader.packing import pack
 from neuralloader.report.measure import describe_pack
 from neuralloader.report.sheet import contact_sheet
-from neuralloader.training.fit import Duration
-from neuralloader.training.packer import PackSettings
+from neuralloader.training.clock import Duration
+from neuralloader.training.settings import PackSettings
 
 VIDEOS_PER_CLASS, TEST_VIDEOS_PER_CLASS = 20, 5
 FRAMES_PER_VIDEO, FRAME_RATE, SIZE = 24, 8.0, (96, 128)

@@ -94,6 +94,18 @@ def latents(pack: Reader) -> list[np.ndarray]:
     return values
 
 
+def more_about_videos(pack: Reader) -> list[tuple[int, list[str], str]]:
+    """Frames that its source promised, names of its splits, and what is wrong with it, of each video."""
+    names, zeros = pack.manifest.get("splits", []), np.zeros_like(pack.tensors["videos.num_frames"])
+    promised, splits = (
+        pack.tensors.get(f"videos.{column}", zeros).tolist() for column in ("num_nominal_frames", "splits")
+    )
+    no_problems = zeros.astype(np.uint8)  # a zero byte ends each text
+    problems = pack.tensors.get("videos.problems", no_problems).tobytes().decode().split("\0")[:-1]
+    names_of = [[name for i, name in enumerate(names) if bits & 1 << i] for bits in splits]
+    return list(zip(promised, names_of, problems, strict=True))
+
+
 def latents_per_clip(tensors: dict[str, np.ndarray]) -> list[int]:
     """The frames of each clip that are no key-frames."""
     keys = {*zip(tensors["keys.video"].tolist(), tensors["keys.frame"].tolist(), strict=True)}

@@ -3,7 +3,8 @@
 Which frames, which key-frames, which times, what pads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,15 @@ from neuralloader.clips import (
     ClipTable,
     KeyframeTable,
     VideoInfo,
+    VideoTable,
     index_corpus,
     index_frames,
     index_units,
+    join_splits,
     join_tables,
+    join_videos,
     relabel,
+    resplit,
 )
 
 
@@ -265,11 +270,60 @@ def test_joining_tables_with_and_without_key_frames() -> None:
     assert keys.frame.tolist() == [0, 8, 0, 1, 0, 8, 0, 1]
 
 
+def _video(name: str, **values: Any) -> VideoInfo:
+    return VideoInfo(
+        name,
+        **{"label": 0, **values},
+        num_frames=8,
+        num_source_frames=16,
+        source_frame_rate=10.0,
+        frame_rate=5.0,
+        source_size=(48, 64),
+    )
+
+
+def test_videos_as_columns() -> None:
+    videos = [
+        _video("a.avi", label=1, num_nominal_frames=20, splits=1 << 62 | 1, problem="it ends early"),
+        _video("b.avi", label=UNLABELLED),
+    ]
+    table = VideoTable.of(videos)
+    assert table == videos
+    assert [type(value) for value in vars(table[0]).values()] == [type(value) for value in vars(videos[0]).values()]
+    assert VideoTable.of(table) is table
+    assert table.source_size.tolist() == [[48, 64], [48, 64]]
+    assert [table.in_split(split).tolist() for split in (0, 1, 62)] == [[True, False], [False, False], [True, False]]
+    nothing = VideoTable.of([])
+    assert len(nothing) == 0
+    assert nothing.source_size.shape == (0, 2)
+    assert join_videos([table, nothing, VideoTable.of(videos[:1])]) == [*videos, videos[0]]
+
+
 def test_labels_follow_their_classes() -> None:
     videos = [VideoInfo(f"{label}.avi", label, 8, 16, 10.0, 5.0, (48, 64)) for label in (1, UNLABELLED, 0, 1)]
     moved = relabel(videos, ["hop", "run"], ["crawl", "hop", "jump", "run"])
     assert [video.label for video in moved] == [3, UNLABELLED, 1, 3]
     assert relabel(moved, ["crawl", "hop", "jump", "run"], ["run", "jump", "hop", "crawl"])[0].label == 0
-    assert relabel(moved[1:2], [], ["hop"]) == [videos[1]], "no label needs no class"
+    assert relabel([moved[1]], [], ["hop"]) == [videos[1]], "no label needs no class"
     for before, after in zip(videos, moved, strict=True):
         assert (after.name, after.num_frames, after.source_size) == (before.name, 8, (48, 64))
+
+
+def test_splits_follow_their_names() -> None:
+    videos = [_video(f"{bits}.avi", splits=bits) for bits in (0b01, 0b10, 0b11, 0)]
+    moved = resplit(videos, ["train", "test"], ["test", "val", "train"])
+    assert [video.splits for video in moved] == [0b100, 0b001, 0b101, 0]
+    assert resplit(moved, ["test", "val", "train"], ["train", "test", "val"]) == videos
+    far = [str(number) for number in range(62)]
+    assert resplit(videos, ["train", "test"], [*far, "train", "test"][1:])[2].splits == 0b11 << 61
+    assert [video.splits for video in resplit(videos[3:], [], ["train"])] == [0], "no split needs no name"
+    assert [replace(video, splits=0) for video in moved] == [replace(video, splits=0) for video in videos]
+
+
+def test_splits_are_joined_by_name() -> None:
+    assert join_splits([["train", "test"], [], ["val", "train"]]) == ("train", "test", "val")
+    assert join_splits([]) == ()
+    names = [f"list {number}" for number in range(64)]
+    assert join_splits([names[:40], names[30:63]]) == tuple(names[:63])
+    with pytest.raises(ValueError, match="the packs have 64 splits together, 'list 0' to 'list 63'; 63 are allowed"):
+        join_splits([names[:40], names[40:]])

@@ -1,6 +1,7 @@
 """docs/format.md is enough: a reader of 60 lines, written from it alone, gives what the library gives, to the bit.
 
-The reader is ``format_reader``. Its last part, behind the lines that count, decodes the latents.
+The reader is ``format_reader``. Its last part, behind the lines that count, decodes the latents, and reads what only
+some packs tell about their videos.
 """
 
 import hashlib
@@ -35,6 +36,10 @@ def _assert_same(path: Path) -> None:
 
     assert reader.videos() == [
         (v.name, v.num_frames, v.label, None if v.label == UNLABELLED else pack.classes[v.label])
+        for v in pack.index.videos
+    ]
+    assert format_reader.more_about_videos(reader) == [
+        (v.num_nominal_frames, [name for i, name in enumerate(pack.splits) if v.splits >> i & 1], v.problem)
         for v in pack.index.videos
     ]
 
@@ -96,7 +101,7 @@ def test_it_reads_packs_of_the_packer(any_pack: tiny.TinyPack) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_it_reads_the_golden_packs(name: str) -> None:
-    """Among them weights of two bytes a code, and latents on a grid."""
+    """Among them weights of two bytes a code, latents on a grid, and splits."""
     if "avif" in name and "avif" not in AVAILABLE:
         pytest.skip("this Pillow cannot read AVIF")
     _assert_same(GOLDEN[name])

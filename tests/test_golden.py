@@ -53,6 +53,8 @@ class Golden:
         codec: of the key-frames.
         scope: as ``PackDescription`` has it.
         appendable: whether it holds its encoder.
+        splits: as ``PackDescription`` has them. Where there are some, videos tell what their sources promised, too, and
+            one of them was kept in part.
         is_retired: whether its record of the network has other names than today's (one that no network has any more, or
             not yet one that has a default since), so that it is only read.
     """
@@ -65,6 +67,7 @@ class Golden:
     codec: KeyframeCodec = "png"
     scope: Scope = "corpus"
     appendable: bool = False
+    splits: tuple[str, ...] = ()
     is_retired: bool = False
 
 
@@ -84,6 +87,7 @@ GOLDENS = {
         weight_bits=4,
     ),
     "hnerv-paper": Golden("hnerv", "paper", _HNERV, None, weight_bits=5),
+    "hnerv-paper-splits": Golden("hnerv", "paper", _HNERV, None, weight_bits=5, splits=("train", "prüfen", "3")),
     "hnerv-paper-videos": Golden("hnerv", "paper", _HNERV, None, weight_bits=5, scope="video"),
     "nerv-paper": Golden(
         "nerv",
@@ -126,6 +130,17 @@ def draw_golden(golden: Golden) -> dict[str, Any]:
         values = values if backend.latent_bits else 150 * values
         latents = round_latents(values, backend.latent_bits, per_video=per_video)
     images = np.stack([_draw_image(k, golden.network.frame_size) for k in range(len(keys))]) if len(keys) else None
+    videos = (
+        VideoInfo("Laufen/ä.avi", 0, NUM_FRAMES[0], 300, 29.97, 10.0, (480, 640)),
+        VideoInfo("other.mp4", UNLABELLED, NUM_FRAMES[1], 1, 25.0, 10.0, (1080, 1920)),
+        VideoInfo("跳/two words.avi", 1, NUM_FRAMES[2], 70000, 1e-3, 10.0, (2, 3)),
+    )
+    if golden.splits:
+        videos = (
+            replace(videos[0], num_nominal_frames=300, splits=0b101),
+            replace(videos[1], num_nominal_frames=250, splits=0b010, problem="it ends after frame 1: Dateiende 跳"),
+            videos[2],  # in no split, and nothing was promised
+        )
     return {
         "description": PackDescription(
             backend=golden.backend,
@@ -142,13 +157,10 @@ def draw_golden(golden: Golden) -> dict[str, Any]:
             training={"seed": 1, "minutes": None, "rate": 0.1},
             quality={"psnr_db": 31.25, "worst_psnr_db": 22.5},
             scope=golden.scope,
+            splits=golden.splits,
         ),
         "index": PackIndex(
-            videos=(
-                VideoInfo("Laufen/ä.avi", 0, NUM_FRAMES[0], 300, 29.97, 10.0, (480, 640)),
-                VideoInfo("other.mp4", UNLABELLED, NUM_FRAMES[1], 1, 25.0, 10.0, (1080, 1920)),
-                VideoInfo("跳/two words.avi", 1, NUM_FRAMES[2], 70000, 1e-3, 10.0, (2, 3)),
-            ),
+            videos=videos,
             skipped=(SkippedSource("Laufen/bad.avi", "no video in it"),),
             clips=clips,
             keys=keys,
@@ -280,6 +292,9 @@ def test_golden_packs_cover_the_format() -> None:
     tensors = {name for reader in readers for name in reader.tensor_names}
     assert {"latents.data", "latents.scale", "keyframes.data", "skipped.text", "encoder.codes"} <= tensors
     assert {reader.manifest.get("scope") for reader in readers} == {None, "video"}
+    optional = {"videos.num_nominal_frames", "videos.splits", "videos.problems"}
+    found = {("splits" in reader.manifest, *sorted(optional & {*reader.tensor_names})) for reader in readers}
+    assert found == {(False,), (True, *sorted(optional))}
     assert {reader.tensor("weights.codes")[0] for reader in readers} == {0x28, 0xFD}  # zstandard, xz
     levels = {reader.manifest["weight_levels"] for reader in readers}
     assert max(levels) == 257

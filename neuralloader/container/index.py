@@ -1,7 +1,8 @@
 """The index of a pack as tensors and back: its videos, what was skipped, its clips and where its key-frames sit.
 
     videos.*    num_frames, num_source_frames, label (int); frame_rate, source_frame_rate (float64);
-                source_size (n, 2) (int, height and width); names (uint8: UTF-8, each name ended by a zero byte)
+                source_size (n, 2) (int, height and width); names (uint8: UTF-8, each name ended by a zero byte);
+                and where some video has a value there: num_nominal_frames, splits (int), problems (as names)
     skipped.*   text (uint8: name, zero byte, reason, zero byte, ...)
     clips.*     video, first_frame, num_valid, start_key, end_key (int; the keys are -1 where there are no key-frames)
     keys.*      video, frame (int)
@@ -11,7 +12,7 @@ must not lead a reader out of its arrays, nor an extracted video out of its fold
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,16 +48,16 @@ def index_to_tensors(index: PackIndex) -> dict[str, np.ndarray]:
         ValueError: a name or reason that cannot be stored (a zero byte, no valid Unicode, a path that leaves its
             folder, two videos of one name).
     """
-    videos = index.videos
-    _check_names([video.name for video in videos])
-    return {
-        "videos.num_frames": _smallest([video.num_frames for video in videos]),
-        "videos.num_source_frames": _smallest([video.num_source_frames for video in videos]),
-        "videos.label": _smallest([video.label for video in videos]),
-        "videos.frame_rate": np.array([video.frame_rate for video in videos], np.float64),
-        "videos.source_frame_rate": np.array([video.source_frame_rate for video in videos], np.float64),
-        "videos.source_size": _smallest([video.source_size for video in videos]).reshape(-1, 2),
-        "videos.names": _join_text([video.name for video in videos]),
+    videos = VideoTable.of(index.videos)
+    _check_names(videos.names)
+    tensors = {
+        "videos.num_frames": _smallest(videos.num_frames),
+        "videos.num_source_frames": _smallest(videos.num_source_frames),
+        "videos.label": _smallest(videos.label),
+        "videos.frame_rate": videos.frame_rate,
+        "videos.source_frame_rate": videos.source_frame_rate,
+        "videos.source_size": _smallest(videos.source_size),
+        "videos.names": _join_text(videos.names),
         "skipped.text": _join_text([text for source in index.skipped for text in (source.name, source.reason)]),
         "clips.video": _smallest(index.clips.video),
         "clips.first_frame": _smallest(index.clips.first_frame),
@@ -66,14 +67,30 @@ def index_to_tensors(index: PackIndex) -> dict[str, np.ndarray]:
         "keys.video": _smallest(index.keys.video),
         "keys.frame": _smallest(index.keys.frame),
     }
+    if videos.num_nominal_frames.any():
+        tensors["videos.num_nominal_frames"] = _smallest(videos.num_nominal_frames)
+    if videos.splits.any():
+        tensors["videos.splits"] = _smallest(videos.splits)
+    if any(videos.problems):
+        tensors["videos.problems"] = _join_text(videos.problems)
+    return tensors
 
 
-def index_from_tensors(get: Callable[[str], np.ndarray], *, num_classes: int, frames_per_clip: int) -> PackIndex:
+def index_from_tensors(
+    get: Callable[[str], np.ndarray],
+    tensor_names: Collection[str],
+    *,
+    num_classes: int,
+    num_splits: int,
+    frames_per_clip: int,
+) -> PackIndex:
     """Read the index, and check every row of it.
 
     Args:
         get: gives a tensor by name, as ``PackReader.tensor`` does.
+        tensor_names: the tensors that are there; those that few packs have may be missing.
         num_classes: labels must lie below it.
+        num_splits: no video may be in another split than these.
         frames_per_clip: frames of a full clip.
 
     Returns:
@@ -82,7 +99,7 @@ def index_from_tensors(get: Callable[[str], np.ndarray], *, num_classes: int, fr
     Raises:
         PackError: a table that is damaged or contradicts another, with its row and value.
     """
-    videos = _read_videos(get, num_classes)
+    videos = _read_videos(get, tensor_names, num_classes, num_splits)
     skipped_texts = _split_text("skipped.text", get("skipped.text"))
     if len(skipped_texts) % 2:
         raise PackError(f"skipped.text holds {len(skipped_texts)} texts, where pairs of name and reason belong")
@@ -98,7 +115,9 @@ def index_from_tensors(get: Callable[[str], np.ndarray], *, num_classes: int, fr
     )
 
 
-def _read_videos(get: Callable[[str], np.ndarray], num_classes: int) -> VideoTable:
+def _read_videos(
+    get: Callable[[str], np.ndarray], tensor_names: Collection[str], num_classes: int, num_splits: int
+) -> VideoTable:
     num_frames = _read_column(get, "videos.num_frames", None, at_least=1)
     n = len(num_frames)
     num_source_frames = _read_column(get, "videos.num_source_frames", n, at_least=1)
@@ -113,7 +132,27 @@ def _read_videos(get: Callable[[str], np.ndarray], num_classes: int) -> VideoTab
     if len(names) != n:
         raise PackError(f"videos.names holds {len(names)} names for {n} videos")
     _check_names(names)
-    return VideoTable(names, label, num_frames, num_source_frames, source_frame_rate, frame_rate, height_width)
+    num_nominal_frames, splits, problems = np.zeros(n, np.int32), np.zeros(n, np.int32), [""] * n
+    if "videos.num_nominal_frames" in tensor_names:
+        num_nominal_frames = _read_column(get, "videos.num_nominal_frames", n, at_least=0)
+    if "videos.splits" in tensor_names:
+        splits = _read_column(get, "videos.splits", n, at_least=0, below=1 << num_splits)
+    if "videos.problems" in tensor_names:
+        problems = _split_text("videos.problems", get("videos.problems"))
+        if len(problems) != n:
+            raise PackError(f"videos.problems holds {len(problems)} texts for {n} videos")
+    return VideoTable(
+        names=names,
+        label=label,
+        num_frames=num_frames,
+        num_source_frames=num_source_frames,
+        source_frame_rate=source_frame_rate,
+        frame_rate=frame_rate,
+        source_size=height_width,
+        num_nominal_frames=num_nominal_frames,
+        splits=splits,
+        problems=problems,
+    )
 
 
 def _read_keys(get: Callable[[str], np.ndarray], num_frames: np.ndarray) -> KeyframeTable:

@@ -174,6 +174,35 @@ def _remove_if_abandoned(temporary: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def hold_lock(path: Path) -> Iterator[bool]:
+    """Hold a file's lock until the block, or the process, ends; the file is made where it is not there, and stays.
+
+    Whoever holds the lock may remove the file.
+
+    Yields:
+        Whether it is ours; also on a system without locks, where nothing keeps two apart.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        with open(path, "ab") as file:
+            is_ours = _lock(file.fileno()) != "taken"
+            if not is_ours or _is_at(path, file):
+                yield is_ours
+                return
+            # Until it was locked, its last holder removed it: the next one to come would lock another file.
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file still is the one of its name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def _lock(descriptor: int) -> Literal["ours", "taken", "unsupported"]:
     """Lock a file until its descriptor is closed, or its process ends."""
     if fcntl is None:

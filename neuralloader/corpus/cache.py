@@ -1,16 +1,17 @@
-"""All stored frames of a corpus in one memory-mapped file, and `ingest`, which fills it from the sources.
+"""All stored frames of a corpus on disk: read once, in pieces that survive whatever ends a run.
 
-    sources --(reader processes)--> one file per video --(appended in source order)--> frames, (N, H, W, 3) uint8
+    sources --(probe)--> room needed --(reader processes)--> one file per video --> chunks --> frames, (N, H, W, 3)
 
-What goes wrong with single videos is gathered here into one report. Nothing is resumed or reused between runs yet.
+A cache is a folder: what it was made for (``request``), and the frames of some consecutive sources each (``chunk``).
+Opened again for the same, it goes on where it stopped; several processes may fill its chunks side by side.
 """
 
-import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,95 +19,313 @@ from typing import Literal, get_args
 import numpy as np
 
 from neuralloader.clips import SkippedSource, VideoInfo
-from neuralloader.corpus.find import Source
-from neuralloader.corpus.pool import read_videos
+from neuralloader.corpus.chunk import Chunk, ChunkWriter, Entry
+from neuralloader.corpus.frames import FrameFiles
+from neuralloader.corpus.identity import Identity, identify
+from neuralloader.corpus.pool import ReaderPool
+from neuralloader.corpus.probe import ProbeTable, probe_with
 from neuralloader.corpus.read import SourceFacts
+from neuralloader.corpus.request import (
+    REQUEST_NAME,
+    SOURCES_NAME,
+    Request,
+    changed_settings,
+    load_request,
+    name_some,
+    save_request,
+)
+from neuralloader.corpus.settings import ReadSettings, Resize
+from neuralloader.corpus.source import Source
 from neuralloader.errors import SourceError
 
-OnError = Literal["raise", "skip"]
+OnError = Literal["raise", "skip", "keep-partial"]
 
 _MAX_LISTED = 20  # bad files named in one error
-_COPY_BYTES = 16 << 20
+_OWN_FILES = ("*.frames", "*.jsonl", "*.part", "*.tmp", REQUEST_NAME)
+_GONE = SkippedSource(name="", reason="the file is not there")
 
 
 class FrameCache:
-    """A growing file of frames in a temporary folder of its own, which `close` or the garbage collector removes."""
+    """A folder of frames, opened by `open`."""
 
-    def __init__(self, size: tuple[int, int], *, folder: Path | None = None) -> None:
-        """Make the folder.
+    def __init__(self, folder: Path, request: Request, sources: Sequence[Source | None], *, is_temporary: bool):
+        """For `open`, which checks everything.
 
         Args:
-            size: (height, width) of every frame.
-            folder: where to make it; None is the system's place for temporary files.
+            folder: where it lies.
+            request: what the folder was made for.
+            sources: for each of the request's names; None where a bad source has been removed since.
+            is_temporary: whether the garbage collector is to remove it.
+        """
+        self.folder, self.settings = folder, request.settings
+        self._sources = sources
+        self._identities = np.array([_numbers_of(source) for source in sources], np.int64).reshape(-1, 2)
+        self._per_chunk = request.sources_per_chunk
+        self._is_temporary = is_temporary
+        if is_temporary:
+            weakref.finalize(self, _remove, folder)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        sources: Sequence[Source],
+        *,
+        frame_rate: float | None,
+        size: tuple[int, int],
+        resize: Resize = "squash",
+        image_frame_rate: float = 30.0,
+        keep_partial: bool = False,
+    ) -> "FrameCache":
+        """Make a cache, or go on with one that is there.
+
+        A source that could not be read whole may have been mended or removed since; it is then read again, or left
+        out. Any other difference is refused.
+
+        Args:
+            folder: its folder, made if missing; otherwise empty, or a cache of these sources with these settings.
+            sources: the videos, from `find_sources`.
+            frame_rate, size, resize, image_frame_rate, keep_partial: as ``ReadSettings`` has them.
 
         Raises:
-            OSError: nothing can be written there.
+            ValueError: a setting is out of range, there are no sources, or the folder holds something else; then the
+                text tells what is different.
+            OSError: the folder cannot be written.
         """
-        self._size = size
-        self.folder = Path(tempfile.mkdtemp(prefix="neuralloader-", dir=folder))
-        self._remove = weakref.finalize(self, shutil.rmtree, str(self.folder), ignore_errors=True)
-        self._path = self.folder / "frames.rgb"
-        self._path.touch()
+        settings = ReadSettings(frame_rate, size, resize, image_frame_rate, keep_partial)
+        return cls._open(Path(folder), sources, settings, is_temporary=False)
 
-    @property
-    def num_frames(self) -> int:
-        """Frames held so far."""
-        return self._path.stat().st_size // self._bytes_per_frame
+    @classmethod
+    def _open(
+        cls, folder: Path, sources: Sequence[Source], settings: ReadSettings, *, is_temporary: bool
+    ) -> "FrameCache":
+        if not sources:
+            raise ValueError("sources is empty; there is nothing to read")
+        names = [source.name for source in sources]
+        ((name, count),) = Counter(names).most_common(1)
+        if count > 1:
+            raise ValueError(f"{count} sources are called {name!r}; names must be unique")
+        folder.mkdir(parents=True, exist_ok=True)
+        request = load_request(folder)
+        if request is None:
+            _check_empty(folder)
+            request = Request.of(settings, names)
+            save_request(folder, request)
+            return cls(folder, request, sources, is_temporary=is_temporary)
+        changes = changed_settings(request.settings, settings)
+        if changes:
+            raise _refusal(folder, changes)
+        source_of = dict(zip(names, sources, strict=True))
+        cache = cls(folder, request, [source_of.get(name) for name in request.names], is_temporary=is_temporary)
+        changes = cache._changed_sources(names, request.names)
+        if changes:
+            raise _refusal(folder, changes)
+        return cache
 
-    def append(self, part: Path, num_frames: int) -> None:
-        """Move the frames of a file, (num_frames, H, W, 3) uint8 without a header, to the end of the cache.
+    def fill(
+        self,
+        rank: int = 0,
+        num_ranks: int = 1,
+        *,
+        num_workers: int | None = None,
+        timeout_seconds: float = 600.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Read what is not there yet: count it all, check the room on the disk, then decode.
+
+        Frames that are there are checked against their checksums; damaged ones are read again. Whatever ends this
+        early, the next call goes on behind the last video that was read.
+
+        Args:
+            rank: which share of the chunks to fill, 0 to num_ranks - 1.
+            num_ranks: shares; each is to be filled by one process.
+            num_workers: processes to read with; None is one per usable core.
+            timeout_seconds: limit for each video.
+            progress: called with (sources done, sources in all) of this share, at the start and after each source;
+                what was there already counts as done.
 
         Raises:
-            ValueError: the file does not hold that many frames.
-            OSError: the disk is too full; the text names the need and what is free.
+            ValueError: an argument is out of range.
+            OSError: the frames do not fit on the disk, it cannot be written, or another process is at it.
+            ImportError: decord is not installed.
+            RuntimeError: a reader process does not start.
         """
-        size_bytes = part.stat().st_size
-        if size_bytes != num_frames * self._bytes_per_frame:
-            raise ValueError(f"{part.name} has {size_bytes} bytes, not {num_frames} frames of {self._bytes_per_frame}")
-        if size_bytes and not self._path.stat().st_size:
-            os.replace(part, self._path)  # the first one need not be copied
+        if not 0 <= rank < num_ranks:
+            raise ValueError(f"rank={rank} must be 0 to num_ranks - 1, and num_ranks={num_ranks} 1 or more")
+        chunks = list(self._chunks())[rank::num_ranks]
+        kept = [self._standing(chunk, verify=True) for chunk in chunks]
+        missing = [place for chunk, entries in zip(chunks, kept, strict=True) for place in chunk.places[len(entries) :]]
+        num_places = sum(len(chunk.places) for chunk in chunks)
+        num_done = num_places - len(missing)
+        if progress:
+            progress(num_done, num_places)
+        if not missing:
             return
-        free = shutil.disk_usage(self.folder).free
-        if size_bytes > free:
-            raise OSError(
-                f"the frame cache in {self.folder.parent} needs {size_bytes / 1e6:.4g} MB more,"
-                f" {free / 1e6:.4g} MB are free; use another folder, smaller frames or a lower frame rate"
-            )
-        with open(part, "rb") as source, open(self._path, "ab") as target:
-            shutil.copyfileobj(source, target, _COPY_BYTES)
-        part.unlink()
+        self._drop_parts(missing)  # left by a run that was killed
 
-    def frames(self) -> np.memmap:
-        """All frames as a read-only map of the file, (N, H, W, 3) uint8 RGB.
+        try:
+            with (
+                ReaderPool(num_workers, timeout_seconds) as pool,
+                closing(self._read(pool, chunks, kept, missing)) as places,  # so that what is complete is written
+            ):
+                for _ in places:
+                    num_done += 1
+                    if progress:
+                        progress(num_done, num_places)
+        finally:
+            self._drop_parts(missing)
+
+    def _read(
+        self, pool: ReaderPool, chunks: Sequence[Chunk], kept: Sequence[Sequence[Entry]], missing: Sequence[int]
+    ) -> Generator[int, None, None]:
+        """Fill up chunks behind the entries that are kept; gives each place when what became of it is taken over."""
+        present = [place for place in missing if self._sources[place] is not None]
+        probe = probe_with(pool, self._sources_at(present), self.settings)
+        self._check_space(probe, num_missing=len(missing))
+        # What cannot be opened is not read: that would take its time, up to the limit, once more.
+        is_bad = probe.num_frames == 0
+        skipped = dict.fromkeys(set(missing).difference(present), _GONE)
+        skipped.update(zip(np.array(present, np.int64)[is_bad].tolist(), probe.skipped, strict=True))
+        readable = np.array(present, np.int64)[~is_bad].tolist()
+
+        def part_of(index: int) -> Path:
+            return self._chunk_of(readable[index]).part_path(readable[index])
+
+        results = pool.read(self._sources_at(readable), self.settings, part_of)
+        for chunk, entries in zip(chunks, kept, strict=True):
+            if len(entries) == len(chunk.places):
+                continue
+            with ChunkWriter(chunk, entries, durable=not self._is_temporary) as writer:
+                for place in chunk.places[len(entries) :]:
+                    writer.add(place, self._identity(place), skipped.get(place) or next(results))
+                    yield place
+
+    def load(self, *, on_error: OnError = "raise") -> "Ingested":
+        """The frames of the whole corpus, once all shares are filled.
+
+        Args:
+            on_error: "raise" refuses all bad files at once; "skip" goes on without them; "keep-partial" too, where the
+                cache was opened with keep_partial.
 
         Raises:
-            ValueError: the cache holds no frame.
+            ValueError: on_error is unknown or does not go with keep_partial, or the cache is not full.
+            SourceError: files cannot be decoded and on_error is "raise", or none is left. Lists up to 20 of them.
         """
-        if not self.num_frames:
-            raise ValueError("the frame cache is empty")
-        return np.memmap(self._path, dtype=np.uint8, mode="r", shape=(self.num_frames, *self._size, 3))
+        _check_on_error(on_error)
+        if self.settings.keep_partial != (on_error == "keep-partial"):
+            raise ValueError(f"on_error={on_error!r} does not go with keep_partial={self.settings.keep_partial}")
+        chunks = list(self._chunks())
+        videos: list[VideoInfo] = []
+        skipped: list[SkippedSource] = []
+        num_frames: list[int] = []
+        num_standing = 0
+        for chunk in chunks:
+            entries = self._standing(chunk)
+            num_standing += len(entries)
+            num_frames.append(sum(entry.num_frames for entry in entries))
+            for entry in entries:
+                source = self._sources[entry.place]
+                if source is None:
+                    continue
+                if entry.facts is None:
+                    skipped.append(SkippedSource(source.name, entry.reason))
+                else:
+                    videos.append(_video_info(source, entry.facts))
+        if num_standing < len(self._sources):
+            raise ValueError(
+                f"{num_standing} of {len(self._sources)} videos have been read into {self.folder}; fill it first"
+            )
+        if skipped and (on_error == "raise" or not videos):
+            raise SourceError(_report(skipped, len(videos) + len(skipped), can_skip=bool(videos)))
+        frames = FrameFiles([chunk.frames_path for chunk in chunks], num_frames, self.settings.size)
+        return Ingested(frames=frames, videos=videos, skipped=skipped, cache=self)
+
+    def remove(self) -> None:
+        """Remove the folder, but for files that are not the cache's own. Frames that are in use stay readable where the
+        system allows it (not on Windows)."""
+        _remove(self.folder)
 
     def close(self) -> None:
-        """Remove the folder. Where the system allows it (not on Windows), maps of it stay readable."""
-        self._remove()
+        """Remove the folder if it is temporary."""
+        if self._is_temporary:
+            self.remove()
 
-    @property
-    def _bytes_per_frame(self) -> int:
-        return self._size[0] * self._size[1] * 3
+    def _chunks(self) -> Iterator[Chunk]:
+        for number in range(-(-len(self._sources) // self._per_chunk)):
+            yield self._chunk_of(number * self._per_chunk)
+
+    def _chunk_of(self, place: int) -> Chunk:
+        number = place // self._per_chunk
+        first = number * self._per_chunk
+        places = range(first, min(first + self._per_chunk, len(self._sources)))
+        return Chunk(self.folder, number, places, self.settings.bytes_per_frame)
+
+    def _drop_parts(self, places: Sequence[int]) -> None:
+        for place in places:
+            self._chunk_of(place).part_path(place).unlink(missing_ok=True)
+
+    def _sources_at(self, places: Sequence[int]) -> list[Source]:
+        """Those that are there."""
+        return [source for place in places if (source := self._sources[place]) is not None]
+
+    def _identity(self, place: int) -> Identity:
+        return Identity(*self._identities[place].tolist())
+
+    def _standing(self, chunk: Chunk, *, verify: bool = False) -> list[Entry]:
+        """The entries of a chunk up to the first that is to be read again."""
+        entries = chunk.read(verify=verify)
+        for count, entry in enumerate(entries):
+            source_is_there = self._sources[entry.place] is not None
+            if not entry.is_whole and source_is_there and entry.identity != self._identity(entry.place):
+                return entries[:count]  # it has been mended, or so it seems
+        return entries
+
+    def _changed_sources(self, names: Sequence[str], held: Sequence[str]) -> list[str]:
+        """What is different, against what was read. Bad sources may have gone, or changed."""
+        bad_gone: set[str] = set()
+        changed: list[str] = []
+        for chunk in self._chunks():
+            for entry in chunk.read():
+                is_there = self._sources[entry.place] is not None
+                if not entry.is_whole and not is_there:
+                    bad_gone.add(held[entry.place])
+                elif entry.is_whole and is_there and entry.identity != self._identity(entry.place):
+                    changed.append(held[entry.place])
+        here, before = set(names), set(held)
+        left = [name for name in held if name in here]
+        return [
+            *name_some("changed", changed),
+            *name_some("new", [name for name in names if name not in before]),
+            *name_some("gone", [name for name in held if name not in here and name not in bad_gone]),
+            *(["their order is another"] if left != [name for name in names if name in before] else []),
+        ]
+
+    def _check_space(self, probe: ProbeTable, *, num_missing: int) -> None:
+        """Refuse to start what cannot end. The other shares are taken to need as much for each missing source."""
+        missing_in_all = sum(len(chunk.places) - len(self._standing(chunk)) for chunk in self._chunks())
+        share = missing_in_all / max(1, num_missing)
+        largest = int(probe.num_frames.max(initial=0))  # is there twice while it is copied
+        need = int((int(probe.num_frames.sum()) * share + largest) * self.settings.bytes_per_frame)
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise OSError(
+                f"the frames of {missing_in_all} videos need {_size_text(need)} in {self.folder},"
+                f" {_size_text(free)} are free; make room, use another folder, smaller frames or a lower frame rate"
+            )
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """The decoded corpus. A context manager: leaving it removes the cache file.
+    """The decoded corpus. A context manager: leaving it removes a temporary cache.
 
     Attributes:
         frames: (N, H, W, 3) uint8 RGB, read-only, the videos one after the other.
         videos: one record for each video that was read, in the order of its frames.
         skipped: the sources left out, and why.
-        cache: the file behind `frames`; `close` it when the frames are no longer needed.
+        cache: the files behind `frames`; `close` it when the frames are no longer needed.
     """
 
-    frames: np.memmap
+    frames: FrameFiles
     videos: list[VideoInfo]
     skipped: list[SkippedSource]
     cache: FrameCache
@@ -123,6 +342,8 @@ def ingest(
     *,
     frame_rate: float | None,
     size: tuple[int, int],
+    resize: Resize = "squash",
+    image_frame_rate: float = 30.0,
     folder: Path | None = None,
     on_error: OnError = "raise",
     num_workers: int | None = None,
@@ -132,11 +353,11 @@ def ingest(
     """Decode all sources into one cache of frames, in parallel processes.
 
     Args:
-        sources: the videos, from `find_videos`.
-        frame_rate: frames per second to keep: frame i is the one shown at i / frame_rate seconds. None keeps each.
-        size: (height, width) in pixels that each frame is squashed to.
-        folder: where the cache goes, under a name of its own; None is the system's place for temporary files.
-        on_error: "raise" reads everything and then refuses all bad files at once; "skip" goes on without them.
+        sources: the videos, from `find_sources`.
+        frame_rate, size, resize, image_frame_rate: as ``ReadSettings`` has them.
+        folder: of a cache that stays, and that a later call goes on with; None is a temporary one.
+        on_error: "raise" reads everything and then refuses all bad files at once; "skip" goes on without them;
+            "keep-partial" keeps the beginning of a damaged video.
         num_workers: processes to read with; None is one per usable core.
         timeout_seconds: limit for each video.
         progress: called with (sources done, sources in all) at the start and after each source.
@@ -145,45 +366,29 @@ def ingest(
         The frames, a record for each video, and what was skipped.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or the folder holds something else.
         SourceError: files cannot be decoded and on_error is "raise", or none is left. Lists up to 20 of them.
         OSError: the cache does not fit on its disk.
         ImportError: decord is not installed.
         RuntimeError: a reader process does not start.
     """
-    if on_error not in get_args(OnError):
-        raise ValueError(f"on_error={on_error!r} must be one of {', '.join(get_args(OnError))}")
-    if not sources:
-        raise ValueError("sources is empty; there is nothing to read")
-    cache = FrameCache(size, folder=folder)
+    _check_on_error(on_error)
+    settings = ReadSettings(frame_rate, size, resize, image_frame_rate, on_error == "keep-partial")
+    is_temporary = folder is None
+    folder = Path(tempfile.mkdtemp(prefix="neuralloader-")) if folder is None else Path(folder)
     try:
-        results = read_videos(
-            sources,
-            frame_rate=frame_rate,
-            size=size,
-            folder=cache.folder,
-            num_workers=_usable_cores() if num_workers is None else num_workers,
-            timeout_seconds=timeout_seconds,
-        )
-        videos: list[VideoInfo] = []
-        skipped: list[SkippedSource] = []
-        if progress:
-            progress(0, len(sources))
-        with closing(results):
-            for index, result in results:
-                if isinstance(result, SkippedSource):
-                    skipped.append(result)
-                else:
-                    cache.append(result.path, result.facts.num_frames)
-                    videos.append(_video_info(sources[index], result.facts))
-                if progress:
-                    progress(index + 1, len(sources))
-        if skipped and (on_error == "raise" or not videos):
-            raise SourceError(_report(skipped, len(sources), can_skip=bool(videos)))
-        return Ingested(frames=cache.frames(), videos=videos, skipped=skipped, cache=cache)
+        cache = FrameCache._open(folder, sources, settings, is_temporary=is_temporary)
+        cache.fill(num_workers=num_workers, timeout_seconds=timeout_seconds, progress=progress)
+        return cache.load(on_error=on_error)
     except BaseException:
-        cache.close()
+        if is_temporary:
+            _remove(folder)
         raise
+
+
+def _numbers_of(source: Source | None) -> tuple[int, int]:
+    identity = Identity(-1, -1) if source is None else identify(source.path)
+    return identity.size_bytes, identity.mtime_ns
 
 
 def _video_info(source: Source, facts: SourceFacts) -> VideoInfo:
@@ -195,6 +400,39 @@ def _video_info(source: Source, facts: SourceFacts) -> VideoInfo:
         source_frame_rate=facts.source_frame_rate,
         frame_rate=facts.frame_rate,
         source_size=facts.source_size,
+        num_nominal_frames=facts.num_nominal_frames,
+        splits=source.splits,
+        problem=facts.problem,
+    )
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error={on_error!r} must be one of {', '.join(get_args(OnError))}")
+
+
+def _check_empty(folder: Path) -> None:
+    """Before a folder is taken for a cache; what a run leaves that was killed while making one does no harm."""
+    own = {SOURCES_NAME, *(path.name for path in folder.glob("*.tmp"))}
+    other = next((path.name for path in sorted(folder.iterdir()) if path.name not in own), None)
+    if other is not None:
+        raise ValueError(f"the folder {folder} holds {other!r} and no cache of frames; use an empty or a new one")
+
+
+def _remove(folder: Path) -> None:
+    """Remove the cache's files, the one that makes it a cache first, and the folder if nothing else is in it."""
+    (folder / REQUEST_NAME).unlink(missing_ok=True)
+    for pattern in _OWN_FILES:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _refusal(folder: Path, changes: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"the cache of frames in {folder} is of something else: {'; '.join(changes)}; use another folder, or remove"
+        " this one to read everything anew"
     )
 
 
@@ -210,5 +448,5 @@ def _report(skipped: Sequence[SkippedSource], num_sources: int, *, can_skip: boo
     return "\n".join([head, *(f"  {line}" for line in lines), *([way_out] if can_skip else [])])
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _size_text(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.4g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.4g} MB"

@@ -1,4 +1,4 @@
-"""Read many videos in processes of their own, each with a time limit, in the order of the sources.
+"""Read or probe many videos in processes of their own, each with a time limit, in the order of the sources.
 
 Video decoders crash, hang and print; here that costs one line, not the run. Each reader is a plain subprocess fed
 through its pipes (``worker.py``): nothing is forked, and the caller's script is not imported again, so it needs no
@@ -12,20 +12,21 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from neuralloader.clips import SkippedSource
-from neuralloader.corpus.find import Source
-from neuralloader.corpus.read import SourceFacts
-from neuralloader.corpus.selection import check_frame_rate
+from neuralloader.corpus.read import Probe, SourceFacts
+from neuralloader.corpus.settings import ReadSettings
+from neuralloader.corpus.source import Source
 
 _WORKER = [sys.executable, "-P", "-m", "neuralloader.corpus.worker"]  # -P: no module of the current folder shadows ours
-_MAX_SIDE = 16384  # pixels; past it even one frame is a gigabyte
 _START_SECONDS = 120.0  # for a worker to import numpy and decord from a slow disk
+_MAX_AHEAD = 256  # videos read while an earlier one takes its time; what is known of each is small
 
 
 @dataclass(frozen=True)
@@ -41,91 +42,108 @@ class StoredVideo:
     facts: SourceFacts
 
 
-def read_videos(
-    sources: Sequence[Source],
-    *,
-    frame_rate: float | None,
-    size: tuple[int, int],
-    folder: Path,
-    num_workers: int,
-    timeout_seconds: float,
-) -> Generator[tuple[int, StoredVideo | SkippedSource], None, None]:
-    """Decode videos in parallel processes and yield what became of each, in source order.
-
-    A video whose reader crashes or exceeds the time limit is yielded as skipped, and the reader is replaced. All
-    processes have ended when the iterator is exhausted, closed, or left by an exception; hold it in
-    `contextlib.closing` where the loop over it may end early.
+class ReaderPool:
+    """Reader processes, started when they are first needed. A context manager: leaving it ends them all.
 
     Args:
-        sources: the videos.
-        frame_rate: frames per second to keep, or None for every frame.
-        size: (height, width) in pixels that each frame is squashed to.
-        folder: where the files of frames go; it must exist.
-        num_workers: processes to read with, 1 or more.
+        num_workers: processes, 1 or more; None is one per usable core.
         timeout_seconds: limit for each video.
 
-    Yields:
-        The index of the source with its stored frames, or with the reason why it is skipped.
-
     Raises:
-        ValueError: a frame rate, size, number of workers or time limit out of range.
-        ImportError: decord is not installed.
-        OSError: the folder's disk is full or cannot be written.
-        RuntimeError: a reader process does not start.
+        ValueError: a number of workers or time limit out of range.
     """
-    check_frame_rate(frame_rate)
-    if not 1 <= min(size) <= max(size) <= _MAX_SIDE:
-        raise ValueError(f"size={tuple(size)} must be (height, width) in pixels, each 1 to {_MAX_SIDE}")
-    if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers} must be 1 or more")
-    if not 0 < timeout_seconds <= threading.TIMEOUT_MAX:
-        raise ValueError(f"timeout_seconds={timeout_seconds} must be above 0, in seconds for each video")
-    return _read_videos(sources, frame_rate, size, Path(folder), min(num_workers, len(sources)), timeout_seconds)
 
+    def __init__(self, num_workers: int | None = None, timeout_seconds: float = 600.0):
+        num_workers = _usable_cores() if num_workers is None else num_workers
+        if num_workers < 1:
+            raise ValueError(f"num_workers={num_workers} must be 1 or more")
+        if not 0 < timeout_seconds <= threading.TIMEOUT_MAX:
+            raise ValueError(f"timeout_seconds={timeout_seconds} must be above 0, in seconds for each video")
+        self._readers = [_Reader(timeout_seconds) for _ in range(num_workers)]
+        self._idle: queue.LifoQueue[_Reader] = queue.LifoQueue()  # one that runs already is taken first
+        for reader in self._readers:
+            self._idle.put(reader)
+        # Each of its threads waits for one process.
+        self._executor = ThreadPoolExecutor(num_workers, thread_name_prefix="neuralloader-reader")
 
-def _read_videos(
-    sources: Sequence[Source],
-    frame_rate: float | None,
-    size: tuple[int, int],
-    folder: Path,
-    num_workers: int,
-    timeout_seconds: float,
-) -> Generator[tuple[int, StoredVideo | SkippedSource], None, None]:
-    """The generator behind `read_videos`, which checks its arguments at the call and not at the first step."""
-    if not sources:
-        return
-    readers = [_Reader(timeout_seconds) for _ in range(num_workers)]
-    idle: queue.SimpleQueue[_Reader] = queue.SimpleQueue()
-    for reader in readers:
-        idle.put(reader)
+    def __enter__(self) -> "ReaderPool":
+        return self
 
-    def read(index: int) -> StoredVideo | SkippedSource:
-        part = folder / f"{index}.part"
-        source = sources[index]
-        task = {"path": str(source.path), "part": str(part), "frame_rate": frame_rate, "size": list(size)}
-        reader = idle.get()
-        try:
-            answer = reader.ask(task)
-        finally:
-            idle.put(reader)
-        if "disk" in answer:
-            raise OSError(f"cannot keep the frames of {source.name} in {folder}: {answer['disk']}")
-        if "facts" not in answer:
-            part.unlink(missing_ok=True)  # a reader that was killed leaves half a file
-            return SkippedSource(name=source.name, reason=answer["reason"])
-        facts = answer["facts"]
-        return StoredVideo(part, SourceFacts(**{**facts, "source_size": tuple(facts["source_size"])}))
-
-    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="neuralloader-reader")  # each waits for one process
-    try:
-        for index, future in enumerate([executor.submit(read, index) for index in range(len(sources))]):
-            yield index, future.result()
-    finally:
-        for reader in readers:
+    def __exit__(self, *exc_info: object) -> None:
+        for reader in self._readers:
             reader.stop()  # first, so that no thread is left waiting for a process
-        executor.shutdown(cancel_futures=True)
-        for reader in readers:
+        self._executor.shutdown(cancel_futures=True)
+        for reader in self._readers:
             reader.end()
+
+    def read(
+        self, sources: Sequence[Source], settings: ReadSettings, part_of: Callable[[int], Path]
+    ) -> Iterator[StoredVideo | SkippedSource]:
+        """Decode videos in parallel and tell what became of each, in their order.
+
+        A video whose reader crashes or exceeds the time limit is skipped, and the reader is replaced.
+
+        Args:
+            sources: the videos.
+            settings: what to keep of them.
+            part_of: the file for the frames of a source, given by its place; in a folder that exists.
+
+        Yields:
+            For each source its stored frames, or the reason why it is skipped.
+
+        Raises:
+            ImportError: decord is not installed.
+            OSError: the disk of a part's folder is full or cannot be written.
+            RuntimeError: a reader process does not start.
+        """
+        shared = asdict(settings)
+
+        def task(place: int) -> dict[str, Any]:
+            return {"path": str(sources[place].path), "settings": shared, "part": str(part_of(place))}
+
+        for place, answer in enumerate(self._ask_all(len(sources), task)):
+            part, name = part_of(place), sources[place].name
+            if "disk" in answer:
+                raise OSError(f"cannot keep the frames of {name} in {part.parent}: {answer['disk']}")
+            if "facts" in answer:
+                facts = answer["facts"]
+                yield StoredVideo(part, SourceFacts(**{**facts, "source_size": tuple(facts["source_size"])}))
+            else:
+                part.unlink(missing_ok=True)  # a reader that was killed leaves half a file
+                yield SkippedSource(name, answer["reason"])
+
+    def probe(self, sources: Sequence[Source], settings: ReadSettings) -> Iterator[Probe | SkippedSource]:
+        """Open and count videos in parallel, without decoding them; otherwise as `read`.
+
+        Yields:
+            For each source what opening it told, or the reason why it will be skipped.
+        """
+        shared = asdict(settings)
+
+        def task(place: int) -> dict[str, Any]:
+            return {"path": str(sources[place].path), "settings": shared}
+
+        for place, answer in enumerate(self._ask_all(len(sources), task)):
+            if "probe" in answer:
+                probe = answer["probe"]
+                yield Probe(**{**probe, "source_size": tuple(probe["source_size"])})
+            else:
+                yield SkippedSource(sources[place].name, answer["reason"])
+
+    def _ask_all(self, num_tasks: int, task: Callable[[int], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Answers to tasks, in order; no more than _MAX_AHEAD of them are on their way."""
+        answers: deque[Future[dict[str, Any]]] = deque()
+        for place in range(num_tasks):
+            while len(answers) < min(_MAX_AHEAD, num_tasks - place):
+                answers.append(self._executor.submit(self._ask, task, place + len(answers)))
+            yield answers.popleft().result()
+
+    def _ask(self, task: Callable[[int], dict[str, Any]], place: int) -> dict[str, Any]:
+        reader = self._idle.get()
+        try:
+            return reader.ask(task(place))
+        finally:
+            self._idle.put(reader)
 
 
 class _Reader:
@@ -232,3 +250,7 @@ def _describe(status: int | None) -> str:
         return f"exit status {status}"
     names = {member.value: member.name for member in signal.Signals}
     return names.get(-status, f"signal {-status}")
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _HEADER_BYTES = 1 << 16
+_AV1_NAMES = (b"av01", b"V_AV1")  # in MP4, in Matroska
 _UNKNOWN = {0, 0xFFFFFFFF}  # what AVI writers leave when they could not seek back
 
 
@@ -34,6 +35,21 @@ def read_promise(path: Path) -> Promise:
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return Promise(num_bytes=_matroska_bytes(head))
     return Promise()
+
+
+def is_transport_stream(path: Path) -> bool:
+    """Whether a file is MPEG-TS: each packet of 188 bytes (192 with a time in front) starts with the letter G."""
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    return any(head[first::size][:5] == b"GGGGG" for first, size in ((0, 188), (4, 192)))
+
+
+def names_av1(path: Path) -> bool:
+    """Whether AV1 is named where MP4 and Matroska name their codec: near the file's start or end."""
+    with open(path, "rb") as file:
+        head = file.read(_HEADER_BYTES)
+        file.seek(max(0, path.stat().st_size - _HEADER_BYTES))
+        return any(name in part for part in (head, file.read()) for name in _AV1_NAMES)
 
 
 def _avi_frames(head: bytes) -> int | None:

@@ -122,7 +122,7 @@ def prepare_rivals(
         originals,
         frame_rate=frame_rate,
         size=size,
-        folder=folder,
+        folder=folder / "decoded",
         progress=lambda done, total: progress(done / total / 3, "decode the originals"),
     )
     for expected, found in zip(videos, decoded.videos, strict=True):
@@ -135,8 +135,10 @@ def prepare_rivals(
         for original, video in zip(originals, videos, strict=True)
     ]
     jpeg_files = [VideoFile(folder / f"{place}.jpegs", each) for place, each in enumerate(numbers)]
-    raw_path = Path(str(decoded.frames.filename))
-    raw_files = [VideoFile(raw_path, start + each) for start, each in zip(first_row.tolist(), numbers, strict=False)]
+    raw_files = []
+    for start, each in zip(first_row.tolist(), numbers, strict=False):
+        raw_path, first = decoded.frames.locate(start)
+        raw_files.append(VideoFile(raw_path, first + each))
     for place, file in enumerate(jpeg_files):
         write_jpegs(file.path, frames[place])
         progress((1 + (place + 1) / len(videos)) / 3, "write JPEG files")

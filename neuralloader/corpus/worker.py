@@ -2,12 +2,15 @@
 
 It reads one task a line from standard input and answers each with one line on standard output, both JSON:
 
-    -> {"path": ..., "part": ..., "frame_rate": 2.0, "size": [128, 160]}
+    -> {"path": ..., "settings": {"frame_rate": 2.0, "size": [128, 160], ...}, "part": ...}
     <- {"facts": {...}} | {"reason": "decoded 93 of 164 frames"} | {"disk": "..."}
+    -> {"path": ..., "settings": {...}}
+    <- {"probe": {...}} | {"reason": ...}
 
 The first line it writes is ``{"ready": true}``, or ``{"missing": "..."}`` when the decoder cannot be imported. Frames
-go to the file ``part``, (num_frames, H, W, 3) uint8 without a header. The process ends with its standard input, also
-in the middle of a video, so that it never outlives the process that started it. It never imports torch.
+go to the file ``part``, (num_frames, H, W, 3) uint8 without a header; without one the video is only counted. The
+process ends with its standard input, also in the middle of a video, so that it never outlives the process that started
+it. It never imports torch.
 """
 
 import json
@@ -24,13 +27,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from neuralloader.corpus.read import decode_video
+from neuralloader.corpus.read import decode_video, probe_video
+from neuralloader.corpus.settings import ReadSettings
 from neuralloader.errors import SourceError
 
 
 def main() -> None:
-    """Serve reading tasks with the real decoder."""
-    serve(read_to_part, prepare=_import_decoder)
+    """Serve tasks with the real decoder."""
+    serve(read, prepare=_import_decoder)
 
 
 def serve(read: Callable[[dict[str, Any]], dict[str, Any]], *, prepare: Callable[[], None] = lambda: None) -> None:
@@ -62,31 +66,38 @@ def serve(read: Callable[[dict[str, Any]], dict[str, Any]], *, prepare: Callable
         answer(reply)
 
 
-def read_to_part(task: dict[str, Any]) -> dict[str, Any]:
-    """Decode the task's video into its part file, which is removed again when that fails."""
-    part, (height, width) = Path(task["part"]), task["size"]
+def read(task: dict[str, Any]) -> dict[str, Any]:
+    """Decode the task's video into its part file, which is removed again when that fails; or count its frames."""
+    settings = ReadSettings(**{**task["settings"], "size": tuple(task["settings"]["size"])})
+    path = Path(task["path"])
+    try:
+        if "part" in task:
+            return _read_to_part(path, settings, Path(task["part"]))
+        return {"probe": asdict(probe_video(path, settings))}
+    except SourceError as error:
+        return {"reason": str(error)}
 
+
+def _read_to_part(path: Path, settings: ReadSettings, part: Path) -> dict[str, Any]:
     def check_space(num_frames: int) -> None:
-        need, have = num_frames * height * width * 3, shutil.disk_usage(part.parent).free
+        need, have = num_frames * settings.bytes_per_frame, shutil.disk_usage(part.parent).free
         if need > have:
             raise OSError(f"its {num_frames} frames need {need / 1e6:.4g} MB, {have / 1e6:.4g} MB are free")
 
     try:
         with open(part, "wb") as file:
             facts = decode_video(
-                Path(task["path"]),
-                frame_rate=task["frame_rate"],
-                size=(height, width),
+                path,
+                settings,
                 store=lambda frame: file.write(np.ascontiguousarray(frame).data),
                 announce=check_space,
             )
         return {"facts": asdict(facts)}
-    except SourceError as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        return {"reason": str(error)}
-    except OSError as error:  # of the part file: those of the source are SourceErrors
-        part.unlink(missing_ok=True)
-        return {"disk": error.strerror or str(error)}
+        if isinstance(error, OSError):  # of the part file: those of the source are SourceErrors
+            return {"disk": error.strerror or str(error)}
+        raise
 
 
 def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from neuralloader.clips import VideoTable
 from neuralloader.loading.cache import CacheMode
 from neuralloader.loading.decode import DecodeCounts, DecodeSettings, checked_device
 from neuralloader.loading.draws import draw_for_items
-from neuralloader.loading.items import ItemTable, find_videos
+from neuralloader.loading.items import ItemTable, choose_videos
 from neuralloader.loading.joined import FrameDecoder, JoinedPlan, open_decoder
 from neuralloader.loading.output import OutputFormat, arrange, check_output
 from neuralloader.loading.planner import DecodePlan
@@ -49,7 +50,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
     past the end of its video repeats the last frame, so that every frame is in some window.
 
     Args:
-        path: a .nvpack file or URL, or a list of them that is read as one: their classes are merged by name.
+        path: a .nvpack file or URL, or a list of them that is read as one: their classes and splits are merged by name.
         frames_per_clip: T, frames in an item; independent of the clips inside the pack. None is 8.
         step_between_clips: frames between the starts of neighbouring windows; None means ``frames_per_clip``.
         frame_rate: frames per second of the clips, as in torchvision's ``VideoClips``: stored frames are left out, or
@@ -60,6 +61,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
             (``set_epoch``) and on the item alone; with None, on torch's generator, as in other datasets.
         videos: names of the videos to use, paths below the packed folder; or a text file with one a line, such as
             UCF101's lists, whose labels are passed over. None is all.
+        split: use only the videos of this one of the pack's ``splits``, such as "train". None is all.
         device: where to decode. None is CUDA where it is there and this is the main process, else the CPU.
         dtype: torch.uint8, or torch.float32, float16 or bfloat16 for 0 to 1 (then not rounded to grey levels).
         output_format: order of a clip's axes: "TCHW", "THWC" or "CTHW"; the latter two may be views.
@@ -77,7 +79,8 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
 
     Attributes:
         classes: class names, sorted.
-        class_to_idx: name to label.
+        class_to_idx: name to label. Both are the pack's, whatever videos are used.
+        splits: names of the pack's splits; none in a pack that was made without lists of videos.
         targets: label of each item; -1 in a pack without classes.
         samples: (video name, label) of each item.
         pack: the opened pack, or several as one.
@@ -99,6 +102,7 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         sampler: ClipSampler | None = None,
         seed: int | None = None,
         videos: Sequence[str] | str | os.PathLike[str] | None = None,
+        split: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.uint8,
         output_format: OutputFormat = "TCHW",
@@ -127,17 +131,13 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
         self.transform, self.target_transform, self.transforms = transform, target_transform, transforms
         self.classes: list[str] = list(self.pack.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
+        self.splits: list[str] = list(self.pack.splits)
         self._settings = DecodeSettings(_checked_size(size), cache, cache_bytes, precision, compile, cuda_graphs)
-        every = self.pack.index.videos
-        self._frame_rate = np.array([video.frame_rate for video in every])
-        self._items = ItemTable(
-            self.pack.frames,
-            np.arange(len(every)) if videos is None else find_videos([v.name for v in every], videos),
-            self._frame_rate,
-            self.sampler,
-            frame_rate,
-        )
-        self._labels = np.array([video.label for video in every], np.int64)[self._items.video]
+        every = VideoTable.of(self.pack.index.videos)
+        chosen = choose_videos(every, self.splits, wanted=videos, split=split)
+        self._frame_rate = every.frame_rate
+        self._items = ItemTable(self.pack.frames, chosen, self._frame_rate, self.sampler, frame_rate)
+        self._labels = every.label.astype(np.int64)[self._items.video]
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # of all workers, too, that live on
         self._decoder: FrameDecoder | None = None
         self._decoder_pid = 0
@@ -152,12 +152,12 @@ class NeuralVideoDataset(Dataset[tuple[Any, ...]]):
 
     @property
     def samples(self) -> list[tuple[str, int]]:
-        names = [self.pack.index.videos[video].name for video in self._items.video]
-        return list(zip(names, self.targets, strict=True))
+        names = VideoTable.of(self.pack.index.videos).names
+        return [(names[int(video)], label) for video, label in zip(self._items.video, self.targets, strict=True)]
 
     @property
     def videos(self) -> Videos:
-        """The pack's videos one by one, by frame number and by time; on the dataset's device, uint8."""
+        """All videos of the pack one by one, by frame number and by time; on the dataset's device, uint8."""
         return Videos(self.pack, self.ready_decoder())
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralloader.clips import FrameTable
+from neuralloader.clips import FrameTable, VideoTable
 from neuralloader.loading.samplers import ClipSampler
 
 
@@ -63,6 +63,42 @@ class ItemTable:
         stored = np.floor(chosen * self._step[video][:, None, None] + 1e-9).astype(np.int64)
         last = np.diff(self._frames.first_row)[video] - 1
         return self._frames.first_row[video][:, None, None] + np.minimum(stored, last[:, None, None])
+
+
+def choose_videos(
+    videos: VideoTable,
+    splits: Sequence[str],
+    *,
+    wanted: Sequence[str] | str | os.PathLike[str] | None,
+    split: str | None,
+) -> np.ndarray:
+    """Rows of the videos to use: in the pack's order, or in that of the names that are wanted.
+
+    Args:
+        videos: of the pack.
+        splits: names of the pack's splits.
+        wanted: names of videos, as ``find_videos`` takes them; None is all.
+        split: leave out what is not in this one of the splits; None leaves out nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``find_videos``; or there is no such split, or no video is left.
+    """
+    rows = np.arange(len(videos)) if wanted is None else find_videos(videos.names, wanted)
+    if split is None:
+        return rows
+    if not splits:
+        raise ValueError(
+            f"split={split!r}: the pack has no splits; they are made when it is packed, from lists of videos: "
+            "neuralloader pack --annotations trainlist01.txt"
+        )
+    if split not in splits:
+        known = ", ".join(map(repr, splits))
+        raise ValueError(f"split={split!r} must be one of the pack's splits, {known}, or None for all videos")
+    left = rows[videos.in_split(splits.index(split))[rows]]
+    if not len(left):
+        asked = "the pack's videos" if wanted is None else f"the {len(rows)} videos that are asked for"
+        raise ValueError(f"split={split!r}: none of {asked} is in it")
+    return left
 
 
 def find_videos(names: Sequence[str], wanted: Sequence[str] | str | os.PathLike[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Several packs read as one: a corpus packed in shards, on several machines say.
 
-Classes are merged by name, and videos follow one another in the order of the packs. Each pack keeps its own network,
-configuration and key-frames; what they must share is what a batch of their frames needs: frame size and frame rate.
+Classes and splits are merged by name, and videos follow one another in the order of the packs. Each pack keeps its own
+network, configuration and key-frames; what they must share is what a batch of their frames needs: frame size and rate.
 """
 
 import os
@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralloader.clips import FrameTable, index_frames, join_tables, relabel
+from neuralloader.clips import (
+    FrameTable,
+    VideoTable,
+    index_frames,
+    join_splits,
+    join_tables,
+    join_videos,
+    relabel,
+    resplit,
+)
 from neuralloader.container.index import PackIndex
 from neuralloader.packfile.pack import Pack
 
@@ -22,9 +31,10 @@ class JoinedPack:
     Attributes:
         packs: the packs, in order.
         classes: class names of all packs, sorted; labels count these.
+        splits: names of the splits of all packs, in the order in which they come.
 
     Raises:
-        ValueError: no pack, packs of different frame sizes or rates, or a video that two packs hold.
+        ValueError: no pack, packs of different frame sizes or rates, too many splits, or a video that two packs hold.
     """
 
     def __init__(self, packs: Sequence[Pack]):
@@ -34,12 +44,11 @@ class JoinedPack:
         for what in ("frame_size", "frame_rate"):
             _check_equal(self.packs, what)
         self.classes = tuple(sorted({name for pack in self.packs for name in pack.classes}))
+        self.splits = join_splits(pack.splits for pack in self.packs)
         indices = [pack.index for pack in self.packs]
         clips, keys = join_tables([(i.clips, i.keys) for i in indices], [len(i.videos) for i in indices])
         self.index = PackIndex(
-            videos=tuple(
-                video for pack in self.packs for video in relabel(pack.index.videos, pack.classes, self.classes)
-            ),
+            videos=join_videos([self._adopt(pack) for pack in self.packs]),
             skipped=tuple(source for pack in self.packs for source in pack.index.skipped),
             clips=clips,
             keys=keys,
@@ -86,6 +95,10 @@ class JoinedPack:
         for number, own in part_rows(rows, self.first_key):
             images[own] = self.packs[number].keyframes(rows[own] - self.first_key[number], num_threads=num_threads)
         return images
+
+    def _adopt(self, pack: Pack) -> VideoTable:
+        """The videos of a pack, with labels and splits of the whole."""
+        return resplit(relabel(pack.index.videos, pack.classes, self.classes), pack.splits, self.splits)
 
 
 def part_rows(rows: np.ndarray, first_row: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -139,7 +152,7 @@ def _check_equal(packs: Sequence[Pack], what: str) -> None:
 def _check_names(packs: Sequence[Pack]) -> None:
     home: dict[str, Path | str] = {}
     for pack in packs:
-        for video in pack.index.videos:
-            if video.name in home:
-                raise ValueError(f"the video {video.name} is in {home[video.name]} and in {pack.path}")
-            home[video.name] = pack.path
+        for name in VideoTable.of(pack.index.videos).names:
+            if name in home:
+                raise ValueError(f"the video {name} is in {home[name]} and in {pack.path}")
+            home[name] = pack.path

@@ -20,10 +20,14 @@ from neuralloader.codecs.quantize import quantize
 from neuralloader.codecs.rans import LatentTables, decode_blocks, encode_blocks, fit_tables
 from neuralloader.container.blobs import BlobReader, blob_to_tensors
 from neuralloader.container.reader import PackReader
+from neuralloader.container.writer import ByteStream
 from neuralloader.errors import PackError
 
 MAX_SYMBOL = 127
 SYMBOL_OF_CODE_0 = -128  # of an even grid
+FIRST_DEAD_ZONE = 1 / 16  # tried while trimming; as much takes 5% off the bytes of a usual pack
+CLOSE_ENOUGH = 0.998  # of the bytes that trimmed latents may take
+MAX_HALVINGS = 16  # of the dead zones between one that is too narrow and one that is wide enough
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,55 @@ def _codes_on_grid(values: np.ndarray, bits: int, grid: LatentGrid) -> np.ndarra
     minimum, scale = (part.astype(np.float32).reshape(-1, 1, 1) for part in (grid.minimum, grid.scale))
     steps = (values - minimum) / np.where(scale == 0, np.inf, scale)  # a grid without steps has the one code 0
     return np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.uint8)
+
+
+def trim_latents(values: np.ndarray, per_clip: np.ndarray, max_bytes: int) -> RoundedLatents:
+    """Round latents to whole numbers, and toward zero just as far as it takes to stay within some bytes.
+
+    A value becomes sign(x) * floor(|x| + 0.5 - d): those nearest to the next smaller number go there first, which
+    changes frames least for the bits it saves. d, the dead zone, is searched for by coding the latents again and again.
+
+    Args:
+        values: (num_latents, channels, height, width) float32.
+        per_clip: as ``FrameTable.latents_per_clip`` gives it.
+        max_bytes: of their tensors in all (``latent_bytes``).
+
+    Raises:
+        ValueError: values that are not finite, or more bytes than that when all of them are 0.
+    """
+    best, size = round_latents(values, None), 0
+    if latent_bytes(best, per_clip) <= max_bytes:
+        return best
+    narrow, wide = 0.0, FIRST_DEAD_ZONE
+    while (size := latent_bytes(best := _round_toward_zero(values, wide), per_clip)) > max_bytes:
+        if not best.symbols.any():
+            raise ValueError(f"max_bytes={max_bytes}: latents take at least {size} bytes, even if all of them are 0")
+        narrow, wide = wide, 2 * wide
+    for _ in range(MAX_HALVINGS):
+        if size >= CLOSE_ENOUGH * max_bytes:
+            break
+        middle = (narrow + wide) / 2
+        tried = _round_toward_zero(values, middle)
+        tried_size = latent_bytes(tried, per_clip)
+        if tried_size > max_bytes:
+            narrow = middle
+        else:
+            best, size, wide = tried, tried_size, middle
+    return best
+
+
+def _round_toward_zero(values: np.ndarray, dead_zone: float) -> RoundedLatents:
+    magnitude = np.floor(np.abs(values) + (0.5 - dead_zone)).clip(0, MAX_SYMBOL)
+    return RoundedLatents((np.sign(values) * magnitude).astype(np.int8), None)
+
+
+def latent_bytes(latents: RoundedLatents, per_clip: np.ndarray) -> int:
+    """Bytes of the tensors of the latents.
+
+    Args: as ``latents_to_tensors``.
+    """
+    tensors = latents_to_tensors(latents, per_clip).values()
+    return sum(tensor.num_bytes if isinstance(tensor, ByteStream) else tensor.nbytes for tensor in tensors)
 
 
 def latents_to_tensors(latents: RoundedLatents, per_clip: np.ndarray) -> dict[str, Any]:

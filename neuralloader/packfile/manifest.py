@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuralloader.backends import BACKENDS, Scope
+from neuralloader.clips import MAX_SPLITS
 from neuralloader.codecs.keyframes import KeyframeCodec
 from neuralloader.errors import PackError
 
@@ -36,6 +37,8 @@ class PackDescription:
         training: how it was trained, as plain JSON values.
         quality: measured on the finished file, as plain JSON values; empty until then.
         scope: what one network holds: the corpus, or a video each.
+        splits: names of parts of the corpus, such as "train" and "test", that the bits of a video's ``splits`` stand
+            for; a video may be in several, or in none.
     """
 
     backend: str
@@ -52,13 +55,19 @@ class PackDescription:
     training: Mapping[str, Any]
     quality: Mapping[str, Any]
     scope: Scope = "corpus"
+    splits: tuple[str, ...] = ()
 
 
 def write_description(description: PackDescription) -> dict[str, Any]:
-    """The manifest's fields, as JSON values. One network for the corpus goes without saying: old packs say nothing."""
+    """The manifest's fields, as JSON values.
+
+    One network for the corpus goes without saying, and so does that there are no splits: old packs say nothing.
+    """
     fields = dataclasses.asdict(description)
     if description.scope == "corpus":
         del fields["scope"]
+    if not description.splits:
+        del fields["splits"]
     return fields
 
 
@@ -83,13 +92,9 @@ def read_description(manifest: Mapping[str, Any]) -> PackDescription:
     frame_rate = manifest.get("frame_rate")
     if frame_rate is not None and not (type(frame_rate) in (int, float) and 0 < frame_rate < 1e6):
         raise PackError(f"frame_rate {frame_rate!r:.200} must be above 0, or null")
-    classes = _field(manifest, "classes", list)
-    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
-        raise PackError("classes must be texts, each of them once")
-    try:
-        "".join(classes).encode()
-    except UnicodeEncodeError as error:
-        raise PackError(f"classes must be valid Unicode: {error}") from error
+    splits = _names(manifest, "splits") if "splits" in manifest else ()
+    if len(splits) > MAX_SPLITS:
+        raise PackError(f"splits of the manifest has {len(splits)} names, where {MAX_SPLITS} are allowed")
     frames_per_clip = _number(manifest, "frames_per_clip", 1, MAX_FRAMES_PER_CLIP)
     if getattr(network, "frames_per_clip", frames_per_clip) != frames_per_clip:
         raise PackError(f"frames_per_clip {frames_per_clip} is not that of the network, {network.frames_per_clip}")
@@ -118,13 +123,14 @@ def read_description(manifest: Mapping[str, Any]) -> PackDescription:
         frames_per_clip=frames_per_clip,
         key_interval=key_interval,
         frame_rate=frame_rate,
-        classes=tuple(classes),
+        classes=_names(manifest, "classes"),
         keyframe_codec=typing.cast(KeyframeCodec, codec),
         keyframe_quality=_number(manifest, "keyframe_quality", 0, 100),
         weight_bits=_number(manifest, "weight_bits", 2, 8),
         training=_field(manifest, "training", dict),
         quality=quality,
         scope=scope,
+        splits=splits,
     )
 
 
@@ -166,6 +172,17 @@ def _field(manifest: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise PackError(f"{name} of the manifest must be {kind.__name__}, not {value!r:.200}")
     return value
+
+
+def _names(manifest: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    names = _field(manifest, field, list)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise PackError(f"{field} must be texts, each of them once")
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise PackError(f"{field} must be valid Unicode: {error}") from error
+    return tuple(names)
 
 
 def _number(manifest: Mapping[str, Any], name: str, least: int, most: int) -> int:

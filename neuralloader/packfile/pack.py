@@ -147,7 +147,9 @@ class Pack:
             self.description = read_description(self.reader.manifest)
             self.index = index_from_tensors(
                 self.reader.tensor,
+                self.reader.tensor_names,
                 num_classes=len(self.description.classes),
+                num_splits=len(self.description.splits),
                 frames_per_clip=self.description.frames_per_clip,
             )
             if not self.index.videos:
@@ -165,6 +167,11 @@ class Pack:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.description.classes
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the parts of the corpus, such as "train" and "test"; none in most packs."""
+        return self.description.splits
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -3,21 +3,26 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from neuralloader.clips import VideoTable
 from neuralloader.loading.decode import Decoder
 from neuralloader.metrics.quality import psnr_db
 from neuralloader.metrics.rate import bits_per_pixel, entropy_bits, ledger_lines
 from neuralloader.packfile import Pack
 
+if TYPE_CHECKING:
+    from neuralloader.corpus.frames import FrameFiles
+
 FRAMES_PER_STEP = 64
+PROBLEMS_TO_TELL = 5  # of each kind; a corpus of 100,000 videos may have thousands
 
 
 def measure_quality(
-    path: Path, originals: np.ndarray, device: torch.device, on_progress: Callable[[float], None]
+    path: Path, originals: "np.ndarray | FrameFiles", device: torch.device, on_progress: Callable[[float], None]
 ) -> dict[str, float]:
     """Quality of a pack as a reader gets it: opened, decoded whole, compared with the frames it was made from.
 
@@ -48,6 +53,7 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         PackError: its weights are damaged: their entropy is among the figures.
     """
     description, index = pack.description, pack.index
+    videos = VideoTable.of(index.videos)
     ledger = pack.reader.ledger()
     entropy = entropy_bits(pack.weight_codes())
     papers_bytes = round(pack.num_parameters * entropy / 8) + ledger["latents"] + ledger["keyframes"]
@@ -58,13 +64,14 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         "scope": description.scope,
         "is_appendable": pack.is_appendable,
         "network": dataclasses.asdict(description.network),
-        "num_videos": len(index.videos),
+        "num_videos": len(videos),
         "num_clips": len(index.clips),
         "num_frames": len(pack.frames),
         "num_keyframes": len(index.keys),
         "num_networks": pack.num_networks or 1,
         "num_parameters": pack.num_parameters,
         "classes": list(description.classes),
+        "splits": {name: int(videos.in_split(split).sum()) for split, name in enumerate(description.splits)},
         "frame_size": list(description.frame_size),
         "frame_rate": description.frame_rate,
         "frames_per_clip": description.frames_per_clip,
@@ -83,6 +90,17 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
             "bits_per_pixel": bits_per_pixel(papers_bytes, len(pack.frames), description.frame_size),
         },
         "training": dict(description.training),
+        "partial": [
+            {
+                "path": videos.names[video],
+                "problem": problem,
+                "num_frames": int(videos.num_frames[video]),
+                "num_source_frames": int(videos.num_source_frames[video]),
+                "num_nominal_frames": int(videos.num_nominal_frames[video]),
+            }
+            for video, problem in enumerate(videos.problems)
+            if problem
+        ],
         "skipped": [{"path": source.name, "reason": source.reason} for source in index.skipped],
     }
 
@@ -105,9 +123,11 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
         networks += f" in {facts['num_networks']} networks, one for each video"
     elif facts["is_appendable"]:
         networks += "; videos can be added"
+    splits = [f"{_printable(name)} {count}" for name, count in facts["splits"].items()]
     lines = [
         f"{facts['path']}: {facts['backend']} ({facts['config']}), {networks}",
-        f"{facts['num_videos']} video{'s' * (facts['num_videos'] != 1)}, {classes}",
+        f"{_count(facts['num_videos'], 'video')}, {classes}",
+        *([f"{_count(len(splits), 'split')}, with their videos: {', '.join(splits)}"] if splits else []),
         f"{facts['num_frames']} frames of {height}x{width} at {rate}, in {facts['num_clips']} clips of "
         f"{facts['frames_per_clip']}; {keyframes}",
         f"PSNR {_decibels(facts['psnr_db'])}, worst frame {_decibels(facts['worst_psnr_db'])}, at "
@@ -120,10 +140,20 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
         f"x {facts['weight_entropy_bits'] / facts['weight_bits']:.3f} (entropy) + latents + key-frames, and nothing "
         "for scales, tables and header.",
     ]
-    if facts["skipped"]:
-        lines += ["", f"{len(facts['skipped'])} sources skipped:"]
-        lines += [f"  {_printable(source['path'])}: {_printable(source['reason'])}" for source in facts["skipped"]]
+    for what, videos, reason in (
+        ("kept in part", facts["partial"], "problem"),
+        ("skipped", facts["skipped"], "reason"),
+    ):
+        if videos:
+            lines += ["", f"{_count(len(videos), 'source')} {what}:"]
+            lines += [f"  {_printable(v['path'])}: {_printable(v[reason])}" for v in videos[:PROBLEMS_TO_TELL]]
+        if len(videos) > PROBLEMS_TO_TELL:
+            lines.append(f"  and {len(videos) - PROBLEMS_TO_TELL} more; --json has all of them")
     return lines
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _printable(text: str) -> str:

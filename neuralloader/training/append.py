@@ -11,22 +11,36 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from neuralloader.backends import BACKENDS
-from neuralloader.clips import index_corpus, index_frames, index_units, join_tables, relabel
+from neuralloader.clips import (
+    VideoTable,
+    index_corpus,
+    index_frames,
+    index_units,
+    join_splits,
+    join_tables,
+    join_videos,
+    relabel,
+    resplit,
+)
 from neuralloader.container.index import PackIndex, index_to_tensors
 from neuralloader.container.writer import check_writable
 from neuralloader.corpus.cache import Ingested, ingest
-from neuralloader.corpus.find import find_videos
+from neuralloader.corpus.find import find_sources
+from neuralloader.corpus.source import FoundCorpus
 from neuralloader.packfile import Pack, PackDescription, RoundedLatents, round_latents, save_with_weights
 from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.fit import encode_latents
 from neuralloader.training.keyframes import KEYFRAMES_PER_BATCH, encode_to_files
-from neuralloader.training.packer import UNITS_PER_BATCH, Measure, Report
+from neuralloader.training.packer import Measure
+from neuralloader.training.settings import OnError, Resize
+from neuralloader.training.stages import Report
+from neuralloader.training.train import UNITS_PER_BATCH
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,8 @@ def append(
     output: str | os.PathLike[str],
     *,
     device: torch.device | None,
-    on_error: Literal["raise", "skip"],
+    annotations: Sequence[str],
+    on_error: OnError,
     overwrite: bool,
     measure: Measure,
     report: Report,
@@ -65,7 +80,7 @@ def append(
     old = Pack(pack)
     check_appendable(old)
     check_writable(output, overwrite=overwrite)
-    found = find_videos(Path(source))
+    found = find_sources(Path(source), annotations)
     _check_new([video.name for video in found.sources], old)
     with (
         tempfile.TemporaryDirectory(prefix="neuralloader-") as folder,
@@ -73,12 +88,13 @@ def append(
             found.sources,
             frame_rate=old.description.frame_rate,
             size=old.frame_size,
+            resize=_resize_of(old),
             on_error=on_error,
             progress=lambda done, total: report("read videos", done / total, f"{done} of {total}"),
         ) as corpus,
     ):
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return _append_frames(old, corpus, found.classes, output, Path(folder), device, overwrite, measure, report)
+        return _append_frames(old, corpus, found, output, Path(folder), device, overwrite, measure, report)
 
 
 def check_appendable(pack: Pack) -> None:
@@ -96,7 +112,7 @@ def check_appendable(pack: Pack) -> None:
 def _append_frames(
     old: Pack,
     corpus: Ingested,
-    classes: tuple[str, ...],
+    found: FoundCorpus,
     output: Path,
     folder: Path,
     device: torch.device,
@@ -104,15 +120,16 @@ def _append_frames(
     measure: Measure,
     report: Report,
 ) -> AppendResult:
-    all_classes = tuple(sorted({*old.classes, *classes}))
-    videos = relabel(corpus.videos, classes, all_classes)
+    all_classes = tuple(sorted({*old.classes, *found.classes}))
+    all_splits = join_splits([old.splits, found.splits])
+    videos = resplit(relabel(corpus.videos, found.classes, all_classes), found.splits, all_splits)
     clips, keys = index_corpus(
         np.array([video.num_frames for video in videos]),
         frames_per_clip=old.description.frames_per_clip,
         key_interval=old.description.key_interval,
     )
-    added = PackIndex(tuple(videos), tuple(corpus.skipped), clips, keys)
-    index = _join(old, added, all_classes)
+    added = PackIndex(videos, tuple(corpus.skipped), clips, keys)
+    index = _join(old, added, all_classes, all_splits)
     index_to_tensors(index)  # refuses names that no pack can hold, before any work
 
     table = index_frames(clips, keys)
@@ -134,11 +151,12 @@ def _append_frames(
     report("encode latents", 1, "")
 
     weights, alone = old.weight_parts(), folder / "added.nvpack"  # the added videos by themselves, to be measured
-    save_with_weights(alone, replace(old.description, classes=all_classes), added, *weights, keyframes, latents)
+    described = replace(old.description, classes=all_classes, splits=all_splits)
+    save_with_weights(alone, described, added, *weights, keyframes, latents)
     measured = measure(alone, corpus.frames, device, lambda done: report("measure", done, ""))
     size_bytes = save_with_weights(
         output,
-        _describe(old, all_classes, len(videos), len(corpus.frames), measured),
+        _describe(described, len(old.frames), len(videos), len(corpus.frames), measured),
         index,
         *weights,
         _KeyframeFiles(old, keyframes),
@@ -155,7 +173,7 @@ def _append_frames(
     )
 
 
-def _join(old: Pack, added: PackIndex, classes: tuple[str, ...]) -> PackIndex:
+def _join(old: Pack, added: PackIndex, classes: tuple[str, ...], splits: tuple[str, ...]) -> PackIndex:
     """The old videos, then the added ones. A source that was skipped once may have come by now, or be skipped again."""
     index = old.index
     come = {video.name for video in added.videos} | {source.name for source in added.skipped}
@@ -163,8 +181,18 @@ def _join(old: Pack, added: PackIndex, classes: tuple[str, ...]) -> PackIndex:
     clips, keys = join_tables(
         [(index.clips, index.keys), (added.clips, added.keys)], [len(index.videos), len(added.videos)]
     )
-    videos = (*relabel(index.videos, old.classes, classes), *added.videos)
-    return PackIndex(videos, skipped, clips, keys)
+    before = resplit(relabel(index.videos, old.classes, classes), old.splits, splits)
+    return PackIndex(join_videos([before, VideoTable.of(added.videos)]), skipped, clips, keys)
+
+
+def _resize_of(old: Pack) -> Resize:
+    """How its frames were resized; packs of before that was a choice do not tell."""
+    resize = old.description.training.get("resize", "squash")
+    if resize not in get_args(Resize):
+        raise ValueError(
+            f"{old.path}: its frames were resized by {resize!r:.40}, which this neuralloader does not know"
+        )
+    return resize
 
 
 def _check_new(names: Sequence[str], pack: Pack) -> None:
@@ -175,24 +203,23 @@ def _check_new(names: Sequence[str], pack: Pack) -> None:
 
 
 def _describe(
-    old: Pack, classes: tuple[str, ...], num_videos: int, num_frames: int, measured: dict[str, float]
+    description: PackDescription, num_old_frames: int, num_videos: int, num_frames: int, measured: dict[str, float]
 ) -> PackDescription:
     """The manifest's part: old frames keep their quality, so that the whole's follows from the two."""
-    description = old.description
     training: dict[str, Any] = dict(description.training)
     for name, count in (("appended_videos", num_videos), ("appended_frames", num_frames)):
         before = training.get(name)  # for information, so that whatever stands there was read
         training[name] = count + (before if type(before) is int and before > 0 else 0)
     quality = dict(description.quality)
     if "psnr_db" in quality:
-        share = num_frames / (len(old.frames) + num_frames)
+        share = num_frames / (num_old_frames + num_frames)
         quality["psnr_db"] = round((1 - share) * quality["psnr_db"] + share * measured["psnr_db"], 4)
         share = num_frames / training["appended_frames"]
         appended = quality.get("appended_psnr_db", 0.0)
         quality["appended_psnr_db"] = round((1 - share) * appended + share * measured["psnr_db"], 4)
     if "worst_psnr_db" in quality:
         quality["worst_psnr_db"] = min(quality["worst_psnr_db"], measured["worst_psnr_db"])
-    return replace(description, classes=classes, training=training, quality=quality)
+    return replace(description, training=training, quality=quality)
 
 
 class _KeyframeFiles(Sequence[bytes]):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from neuralloader.backends import Scope, Units, select_units
 from neuralloader.clips import FrameTable, UnitTable
+from neuralloader.corpus.frames import FrameFiles
 
 RESIDENT_BYTES = 8 << 30  # a corpus up to this size is kept on the device
 
@@ -49,7 +50,7 @@ class TrainingSet:
 
     def __init__(
         self,
-        frames: np.ndarray,
+        frames: np.ndarray | FrameFiles,
         keyframes: np.ndarray,
         table: FrameTable,
         units: UnitTable,
@@ -60,7 +61,7 @@ class TrainingSet:
         self.table, self.units, self.device = table, units, device
         self.scope: Scope = scope
         self.frame_size: tuple[int, int] = (frames.shape[1], frames.shape[2])
-        self._frames: np.ndarray | Tensor = frames
+        self._frames: np.ndarray | FrameFiles | Tensor = frames
         self._keyframes: np.ndarray | Tensor = keyframes
         if device.type != "cpu" and frames.nbytes + keyframes.nbytes <= RESIDENT_BYTES:
             self._frames = torch.from_numpy(np.array(frames)).to(device)
@@ -76,16 +77,20 @@ class TrainingSet:
         rows = np.arange(first, end)
         return rows[self._is_trained[rows].any(axis=1)] if trained else rows
 
-    def draw_clips(self, clips: np.ndarray) -> Batch:
-        """All units of the given clips that have a frame to train on; other frames count as padding."""
+    def units_of_clips(self, clips: np.ndarray) -> np.ndarray:
+        """Rows of the units of the given clips that have a frame to train on."""
         first, end = self.units.first_of_clip[clips], self.units.first_of_clip[clips + 1]
-        unit_rows = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)])
-        return self.draw_units(unit_rows[self._is_trained[unit_rows].any(axis=1)])
+        rows = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)])
+        return rows[self._is_trained[rows].any(axis=1)]
 
     def draw_units(self, unit_rows: np.ndarray) -> Batch:
         """The given units for training; frames that are held out count as padding."""
         valid = torch.from_numpy(self._is_trained[unit_rows].reshape(-1)).to(self.device)
         return replace(self.unit_batch(unit_rows), valid=valid)
+
+    def num_trained(self, unit_rows: np.ndarray) -> int:
+        """Frames to train on in the given units."""
+        return int(self._is_trained[unit_rows].sum())
 
     def unit_batch(self, unit_rows: np.ndarray) -> Batch:
         """The given units, all of their frames."""
@@ -99,10 +104,10 @@ class TrainingSet:
             has_latent=torch.from_numpy(~self.table.at(rows.reshape(-1)).is_key).to(self.device),
         )
 
-    def _take(self, images: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
+    def _take(self, images: np.ndarray | FrameFiles | Tensor, rows: np.ndarray) -> Tensor:
         """Rows of (n, H, W, 3) uint8 images as (M, 3, H, W) on the device, channels last in memory."""
-        if isinstance(images, np.ndarray):
-            taken = torch.from_numpy(images[rows]).to(self.device)
-        else:
+        if isinstance(images, Tensor):
             taken = images[torch.from_numpy(rows).to(self.device)]
+        else:
+            taken = torch.from_numpy(images[rows]).to(self.device)
         return taken.permute(0, 3, 1, 2)

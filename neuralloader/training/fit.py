@@ -1,9 +1,14 @@
-"""The training loop: the same for every backend; only the recipe and the unit differ."""
+"""The training loop: the same for every backend; only the recipe and the unit differ.
 
-import time
+What a step does is a function of the seed, its number, and the share of the training that is done: a training that was
+interrupted goes on from its checkpoint as if nothing had been, and several processes do together what one does alone.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,39 +17,28 @@ from torch import Tensor
 from neuralloader.backends import Backend
 from neuralloader.backends.precision import autocast
 from neuralloader.training.augment import Change, augment
-from neuralloader.training.dataset import Batch, TrainingSet
+from neuralloader.training.batch_loss import BatchLoss, Share, batch_loss
+from neuralloader.training.checkpoint import Checkpoint
+from neuralloader.training.clock import Clock, Duration
+from neuralloader.training.dataset import TrainingSet
+from neuralloader.training.evaluate import Evaluation, choose_sample, evaluate
 from neuralloader.training.gradients import clip_gradients
-from neuralloader.training.losses import LOSSES, psnr_db, squared_error
+from neuralloader.training.group import ALONE, Group
+from neuralloader.training.keeper import NOTHING_KEPT, Keeper
+from neuralloader.training.offsets import LatentOffsets
 from neuralloader.training.optimizer import MatrixOptimizer
+from neuralloader.training.rate_control import RateController
 from neuralloader.training.recipes import Recipe
 from neuralloader.training.rounding import rounded_weights
 from neuralloader.training.samplers import open_sampler
 
 MAX_BAD_STEPS = 20  # in a row, before training is given up
+NUM_EVALUATIONS = 20  # spread over a training
+GUARD_DB = 0.05  # an earlier network is taken where the last one is worse by more
 
 
 class TrainingDiverged(RuntimeError):
     """The loss stopped being a number."""
-
-
-@dataclass(frozen=True)
-class Duration:
-    """How long to train: exactly one of the two.
-
-    Attributes:
-        minutes: wall-clock minutes.
-        epochs: passes over all clips; repeatable to the bit on a CPU.
-    """
-
-    minutes: float | None = None
-    epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.epochs is None):
-            raise ValueError(f"give minutes or epochs, not both: minutes={self.minutes}, epochs={self.epochs}")
-        for name, value in (("minutes", self.minutes), ("epochs", self.epochs)):
-            if value is not None and not 0 < value < 1e7:
-                raise ValueError(f"{name}={value} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,21 @@ class Progress:
     seconds_left: float
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training, besides the network itself.
+
+    Attributes:
+        steps: done.
+        seconds: they took, evaluations included, interruptions not.
+        offsets: of the frames' latents, where the recipe has any.
+    """
+
+    steps: int
+    seconds: float
+    offsets: LatentOffsets | None
+
+
 def fit(
     backend: Backend,
     data: TrainingSet,
@@ -75,11 +84,15 @@ def fit(
     on_progress: Callable[[Progress], None],
     videos: np.ndarray | None = None,
     changes: Sequence[Change] = (),
-) -> int:
+    target_psnr_db: float | None = None,
+    rate: RateController | None = None,
+    group: Group = ALONE,
+    keeper: Keeper = NOTHING_KEPT,
+) -> Fitted:
     """Train a backend in place.
 
     Args:
-        backend: on the data's device.
+        backend: on the data's device; the same in every process of the group.
         data: the corpus.
         recipe: how to train.
         duration: how long. Where every video has a network of its own, an epoch is one over the longest of them.
@@ -88,71 +101,288 @@ def fit(
         on_progress: called after every step.
         videos: (V,) rows of the videos whose networks the backend is a stack of; None where it is one network.
         changes: to each batch before it is trained on (``augment``).
+        target_psnr_db: stop as soon as an evaluation reaches it.
+        rate: steers the price of the latents; None leaves it as the recipe has it.
+        group: the processes that train together; a stack is trained by one.
+        keeper: keeps checkpoints and a log, and says when to stop. A checkpoint that is there is gone on from.
 
     Returns:
-        The number of steps done.
+        What it took.
 
     Raises:
         TrainingDiverged: the loss was not finite for many steps in a row.
+        CheckpointError: there is a checkpoint, and it is damaged, or that of another training.
+        Interrupted: the keeper was told to stop; a checkpoint is there.
     """
-    torch.manual_seed(seed)
-    sampler = open_sampler(backend, data, recipe, np.random.default_rng(seed), videos)
-    clock = _Clock(duration, sampler.steps_per_epoch)
-    optimizer = MatrixOptimizer(backend.parameters(), recipe, is_stack=videos is not None)
+    training = _Training(
+        backend, data, recipe, duration, seed, weight_bits, videos, changes, target_psnr_db, rate, group
+    )
+    keeper.resume(training.load)
+    if training.clock.steps and not training.is_finished and group.is_first:
+        keeper.log({"event": "resumed", "step": training.clock.steps, "seconds": round(training.clock.seconds(), 1)})
     backend.train()
-    running_psnr, bad_steps = _RunningMean(), np.zeros(backend.num_networks or 1, np.int64)
-    batches = iter(sampler)
-    while (done := clock.done()) < 1:
-        batch = augment(next(batches), changes)
-        rounded = done >= 1 - recipe.rounding_share
-        with rounded_weights(backend, weight_bits) if rounded else nullcontext():
-            loss, frame_psnr = _loss(backend, batch, recipe)
-            backend.zero_grad()
-            loss.backward()
-        is_finite = clip_gradients(backend, recipe.max_gradient_norm).numpy(force=True)
-        bad_steps = np.where(is_finite, 0, bad_steps + 1)
-        if is_finite.any():
-            optimizer.step(done)
-        if is_finite.all():
-            running_psnr.add(frame_psnr)
-        if bad_steps.max() == MAX_BAD_STEPS:
-            raise TrainingDiverged(
-                f"training diverged after {clock.steps} steps: {MAX_BAD_STEPS} losses in a row were not finite"
-            )
-        clock.steps += 1
-        on_progress(Progress(clock.done(), clock.steps, running_psnr.value, clock.seconds_left()))
-    if 0 < bad_steps.max() == clock.steps:
-        raise TrainingDiverged(f"training diverged: none of its {clock.steps} losses was finite")
+    with keeper.watching() as watch:
+        while not training.is_finished:
+            own_done = training.clock.done() if group.is_first else 0.0  # clocks differ: the first process's counts
+            done, num_stopped = group.sum([own_done, watch.is_stopped])
+            if num_stopped:
+                if group.is_first:
+                    keeper.write(training.state())
+                group.wait()  # torchrun ends the others as soon as one has ended
+                raise keeper.interrupted()
+            if training.is_evaluation_due(done):
+                line = training.evaluate(done)
+                if group.is_first:
+                    keeper.log(line)
+            if done >= 1 or training.has_reached_target:
+                training.finish()
+            else:
+                training.step(done)
+                on_progress(training.progress())
+            if group.is_first and (training.is_finished or keeper.is_due()):
+                keeper.write(training.state())
     backend.eval()
-    return clock.steps
+    return Fitted(training.clock.steps, training.clock.seconds(), training.offsets)
 
 
-def _loss(backend: Backend, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, and the mean PSNR of its frames."""
-    height, width = batch.frames.shape[-2:]
-    with autocast(batch.frames.device):
-        latents = None
-        if backend.latent_shape is not None:
-            latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
-            if backend.latent_bits is None:
-                latents = latents + torch.rand_like(latents) - 0.5  # stands for rounding, and lets gradients through
-            latents = latents * batch.has_latent.view(-1, 1, 1, 1)
-        predicted = backend.decode(backend.encode_keyframes(batch.keyframes), batch.units, latents)
-    predicted, target = predicted.float().flatten(0, 1), batch.frames.flatten(0, 1).float() / 255
-    if not batch.valid.all():
-        predicted, target = predicted[batch.valid], target[batch.valid]
-    mse = squared_error(predicted, target)
-    loss = LOSSES[recipe.loss](mse, predicted, target)
-    if latents is not None and backend.latent_bits is None:
-        bits = backend.estimate_bits(latents) * batch.has_latent
-        loss = loss + recipe.rate_weight * bits.mean() / (height * width)
-    # of a stack, the sum over its networks: each is trained as if it were alone
-    return loss * (backend.num_networks or 1), psnr_db(mse.detach()).mean()
+class _Training:
+    """A network in training: what changes from step to step, as a checkpoint holds it."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        data: TrainingSet,
+        recipe: Recipe,
+        duration: Duration,
+        seed: int,
+        weight_bits: int,
+        videos: np.ndarray | None,
+        changes: Sequence[Change],
+        target_psnr_db: float | None,
+        rate: RateController | None,
+        group: Group,
+    ):
+        assert videos is None or group.size == 1, "a stack is trained by one process (see ``videos``)"
+        self.backend, self.data, self.recipe, self.group = backend, data, recipe, group
+        self._seed, self._weight_bits, self._changes, self._target_psnr_db = seed, weight_bits, changes, target_psnr_db
+        self._rate = rate
+        self._sampler = open_sampler(backend, data, recipe, seed, videos)
+        self._sample = choose_sample(data, videos, recipe.frames_per_network)
+        self._optimizer = MatrixOptimizer(backend.parameters(), recipe, is_stack=videos is not None)
+        self.clock = Clock(duration, self._sampler.steps_per_epoch)
+        self.offsets: LatentOffsets | None = None
+        num_latents = len(data.table) - len(data.table.keys)
+        if recipe.offset_share and num_latents and self._rounds_latents and videos is None:
+            assert backend.latent_shape is not None
+            self.offsets = LatentOffsets(num_latents, backend.latent_shape, data.device)
+        self._running_psnr = _RunningMean()
+        self._bad_steps = torch.zeros(backend.num_networks or 1, dtype=torch.int64)  # in a row, of each network
+        self._num_evaluations, self._best_score = 0, -np.inf
+        self._best: dict[str, Tensor] = {}  # what was learned, when an evaluation was best
+        self.has_reached_target = self.is_finished = False
+
+    @property
+    def _rounds_latents(self) -> bool:
+        """Whether latents will be rounded to whole numbers, which training knows."""
+        return self.backend.latent_shape is not None and self.backend.latent_bits is None
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def step(self, done: float) -> None:
+        """One step of training, with ``done`` of it behind us."""
+        unit_rows = self._sampler.units(self.clock.steps)
+        own = self.group.part(len(unit_rows))
+        chance = torch.Generator().manual_seed(_mix(self._seed, self.clock.steps))
+        noise = self._draw_noise(len(unit_rows), chance)
+        latent_rows = self.offsets.rows(self.data, unit_rows) if self.offsets and self._is_offset(done) else None
+        offsets = None
+        if self.offsets and latent_rows is not None:
+            offsets = self.offsets.at(latent_rows[self._frames(own)]).requires_grad_()
+        self.backend.zero_grad()
+        with rounded_weights(self.backend, self._weight_bits) if self._is_rounded(done) else nullcontext():
+            got = self._backward(unit_rows, own, noise, offsets, chance)
+        self.group.sum_gradients(self.backend.parameters())
+        is_finite = clip_gradients(self.backend, self.recipe.max_gradient_norm).cpu()
+        self._bad_steps = torch.where(is_finite, 0, self._bad_steps + 1)
+        if is_finite.any():
+            self._optimizer.step(done)
+        if is_finite.all():
+            self._running_psnr.add(math.nan if got is None else float(got.psnr_db))
+        if self.offsets and latent_rows is not None:
+            gradients = torch.zeros(len(latent_rows), *self.offsets.shape, device=latent_rows.device)
+            if offsets is not None and offsets.grad is not None:
+                gradients[self._frames(own)] = offsets.grad
+            gradients = self.group.sum_tensor(gradients)
+            if is_finite.all():
+                self.offsets.step(latent_rows, gradients, self.recipe.offset_rate(done))
+        if self._rate is not None:
+            own_bits = [0.0, 0.0] if got is None else [float(got.latent_bits), float(got.num_latents)]
+            bits, num_latents = self.group.sum(own_bits)
+            self._rate.update(bits / max(num_latents, 1), done)
+        self.clock.steps += 1
+        if self._bad_steps.max() == MAX_BAD_STEPS:
+            raise TrainingDiverged(
+                f"training diverged after {self.clock.steps - 1} steps: {MAX_BAD_STEPS} losses in a row were not finite"
+            )
+
+    def _backward(
+        self, unit_rows: np.ndarray, own: slice, noise: Tensor | None, offsets: Tensor | None, chance: torch.Generator
+    ) -> BatchLoss | None:
+        """Gradients of this process's part of a batch; None where there is none for it."""
+        own_rows = unit_rows[own]
+        if not len(own_rows):
+            return None
+        batch = augment(self.data.draw_units(own_rows), self._changes, chance)
+        got = batch_loss(
+            self.backend,
+            batch,
+            self.recipe,
+            noise=None if noise is None else noise[self._frames(own)].to(self.data.device),
+            offsets=offsets,
+            price_factor=1.0 if self._rate is None else self._rate.factor,
+            share=Share(
+                trained=self.data.num_trained(own_rows) / self.data.num_trained(unit_rows),
+                frames=len(own_rows) / len(unit_rows),
+            ),
+        )
+        got.loss.backward()
+        return got
+
+    def _frames(self, units: slice) -> slice:
+        """The frames of some units of a batch, padding included."""
+        frames_per_unit = self.data.units.rows.shape[1]
+        return slice(units.start * frames_per_unit, units.stop * frames_per_unit)
+
+    def _draw_noise(self, num_units: int, chance: torch.Generator) -> Tensor | None:
+        """For the latents of a whole batch, the same in every process."""
+        if self.backend.latent_shape is None or not self._rounds_latents:
+            return None
+        num_frames = num_units * self.data.units.rows.shape[1]
+        return torch.rand(num_frames, *self.backend.latent_shape, generator=chance) - 0.5
+
+    def _is_rounded(self, done: float) -> bool:
+        return done >= 1 - self.recipe.rounding_share
+
+    def _is_offset(self, done: float) -> bool:
+        return done >= 1 - self.recipe.offset_share
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(self.clock.done(), self.clock.steps, self._running_psnr.value, self.clock.seconds_left())
+
+    # --- evaluations ------------------------------------------------------------------------------------------------
+
+    def is_evaluation_due(self, done: float) -> bool:
+        """Evaluations lie evenly in a training, the last one at its end."""
+        return self.clock.steps > 0 and done * NUM_EVALUATIONS >= self._num_evaluations + 1
+
+    def evaluate(self, done: float) -> dict[str, Any]:
+        """Measure the network as it would be stored now, keep it if it is the best so far; gives a line for the log."""
+        result = self._measure(done)
+        self._num_evaluations = int(done * NUM_EVALUATIONS)
+        if self._rate is not None and result.latent_bits > 0:
+            self._rate.calibrate(result.coded_latent_bits / result.latent_bits)
+        score = self._score(result)
+        if score > self._best_score:
+            self._best_score = score
+            self._best = {name: tensor.detach().cpu().clone() for name, tensor in self._learned().items()}
+        self.has_reached_target = self._target_psnr_db is not None and result.psnr_db >= self._target_psnr_db
+        height, width = self.data.frame_size
+        return {
+            "step": self.clock.steps,
+            "seconds": round(self.clock.seconds(), 1),
+            "done": round(done, 4),
+            "psnr_db": round(result.psnr_db, 3),
+            "training_psnr_db": round(self._running_psnr.value, 3),
+            "latent_bits_per_pixel": round(result.latent_bits / (height * width), 5),
+            "rate_factor": round(self.recipe.rate_factor(done), 4),
+        }
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Take an earlier network where the last one is worse, or gives no numbers at all."""
+        if 0 < self._bad_steps.max() == self.clock.steps:
+            raise TrainingDiverged(f"training diverged: none of its {self.clock.steps} losses was finite")
+        if self._best and not self._score(self._measure(1.0)) >= self._best_score - GUARD_DB:
+            for name, mine in self._learned().items():
+                mine.copy_(self._best[name])
+        self.is_finished = True
+
+    def _measure(self, done: float) -> Evaluation:
+        offsets = self.offsets if self._is_offset(done) else None
+        return evaluate(self.backend, self.data, self._sample, self._weight_bits, offsets, self.group)
+
+    def _score(self, result: Evaluation) -> float:
+        """What training maximises; where a budget is to be met, of two networks that meet it the better one."""
+        height, width = self.data.frame_size
+        price = self.recipe.rate_weight * (1.0 if self._rate is None else self._rate.factor)
+        return result.psnr_db - price * result.latent_bits / (height * width)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def state(self) -> Checkpoint:
+        """Everything that later steps depend on."""
+        numbers = {
+            "steps": self.clock.steps,
+            "seconds": self.clock.seconds(),
+            "psnr_sum": self._running_psnr.sum,
+            "psnr_weight": self._running_psnr.weight,
+            "evaluations": self._num_evaluations,
+            "has_best": bool(self._best),
+            "best_score": self._best_score if self._best else 0.0,
+            "has_reached_target": self.has_reached_target,
+            "is_finished": self.is_finished,
+        }
+        if self._rate is not None:
+            numbers |= {f"rate_{name}": value for name, value in self._rate.state().items()}
+        return Checkpoint(self._tensors() | _prefixed("best", self._best), numbers)
+
+    @torch.no_grad()
+    def load(self, kept: Checkpoint) -> None:
+        """Go on from a state of the same training.
+
+        Raises:
+            CheckpointError: it is that of another.
+        """
+        mine, has_best = self._tensors(), kept.flag("has_best")
+        best = _prefixed("best", self._learned()) if has_best else {}
+        tensors = kept.tensors_like(mine | best)
+        steps, seconds = kept.count("steps"), kept.number("seconds")
+        self._running_psnr = _RunningMean(kept.number("psnr_sum"), kept.number("psnr_weight"))
+        self._num_evaluations = kept.count("evaluations")
+        self._best_score = kept.number("best_score") if has_best else -np.inf
+        self.has_reached_target, self.is_finished = kept.flag("has_reached_target"), kept.flag("is_finished")
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
+        self._best = {name.removeprefix("best."): tensors[name] for name in best}
+        if self._rate is not None:
+            self._rate.load_state({name: kept.number(f"rate_{name}") for name in self._rate.state()})
+        self.clock.go_on(steps, seconds)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What training changes, by name: the very tensors."""
+        learned = {f"network.{name}": p.data for name, p in self.backend.named_parameters()}
+        return learned | ({"offsets": self.offsets.values} if self.offsets else {})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors that later steps depend on, but for the best network: the very tensors."""
+        offsets = _prefixed("offsets", self.offsets.state()) if self.offsets else {}
+        learned, optimizer = _prefixed("learned", self._learned()), _prefixed("optimizer", self._optimizer.state())
+        return learned | optimizer | offsets | {"bad_steps": self._bad_steps}
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def encode_latents(
-    backend: Backend, data: TrainingSet, *, units_per_batch: int, unit_rows: np.ndarray | None = None
+    backend: Backend,
+    data: TrainingSet,
+    *,
+    units_per_batch: int,
+    unit_rows: np.ndarray | None = None,
+    offsets: LatentOffsets | None = None,
 ) -> np.ndarray:
     """Latents of every frame that is no key-frame, in frame order, before they are rounded.
 
@@ -161,6 +391,7 @@ def encode_latents(
         data: the corpus.
         units_per_batch: bounds the memory.
         unit_rows: the units to encode, ascending; None is all.
+        offsets: what training added to them.
 
     Returns:
         (num_latents, channels, height, width) float32.
@@ -169,42 +400,33 @@ def encode_latents(
     parts = [np.empty((0, *backend.latent_shape), np.float32)]
     rows = np.arange(len(data.units)) if unit_rows is None else unit_rows
     for start in range(0, len(rows), units_per_batch):
-        batch = data.unit_batch(rows[start : start + units_per_batch])
+        some = rows[start : start + units_per_batch]
+        batch = data.unit_batch(some)
         # real-valued latents may vary little around a large mean, which bfloat16 would round away
         with autocast(data.device) if backend.latent_bits is None else nullcontext():
-            latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units)
-        parts.append(latents.float()[batch.valid & batch.has_latent].cpu().numpy())
+            latents = backend.encode_latents(batch.frames, batch.keyframes, batch.units).float()
+        if offsets is not None:
+            latents = latents + offsets.at(offsets.rows(data, some))
+        parts.append(latents[batch.valid & batch.has_latent].cpu().numpy())
     return np.concatenate(parts)
 
 
-class _Clock:
-    """Share of the training done, by time or by steps."""
-
-    def __init__(self, duration: Duration, steps_per_epoch: int):
-        self.steps, self._start = 0, time.monotonic()
-        self._seconds = duration.minutes and duration.minutes * 60
-        self._steps = duration.epochs and duration.epochs * steps_per_epoch
-
-    def done(self) -> float:
-        if self._steps is not None:
-            return self.steps / self._steps
-        assert self._seconds is not None
-        return min(1.0, (time.monotonic() - self._start) / self._seconds)
-
-    def seconds_left(self) -> float:
-        done = self.done()
-        return (time.monotonic() - self._start) * (1 - done) / done if done else float("inf")
+def _mix(seed: int, step: int) -> int:
+    """A seed for each step of each training."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class _RunningMean:
     """Mean that forgets: about the last 30 values count."""
 
-    def __init__(self) -> None:
-        self._sum = self._weight = 0.0
+    def __init__(self, sum: float = 0.0, weight: float = 0.0):
+        self.sum, self.weight = sum, weight
 
-    def add(self, value: Tensor) -> None:
-        self._sum, self._weight = 0.97 * self._sum + float(value), 0.97 * self._weight + 1
+    def add(self, value: float) -> None:
+        """Count a value; one that is not finite is none."""
+        if math.isfinite(value):
+            self.sum, self.weight = 0.97 * self.sum + value, 0.97 * self.weight + 1
 
     @property
     def value(self) -> float:
-        return self._sum / max(self._weight, 1e-9)
+        return self.sum / max(self.weight, 1e-9)

@@ -19,8 +19,8 @@ EPS = 1e-7
 class StackedMuon(torch.optim.Optimizer):
     """Steps parameters of shape (V, out, in), V matrices each."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -35,6 +35,7 @@ class StackedMuon(torch.optim.Optimizer):
                 direction = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM))  # Nesterov's look ahead
                 rows, columns = parameter.shape[1:]
                 rate = group["lr"] * math.sqrt(max(1, rows / columns))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_(direction.to(parameter.dtype), alpha=rate)
 
 

@@ -35,8 +35,10 @@ class MatrixOptimizer:
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, recipe.learning_rate)]
         if matrix_rate is not None:
             views = [view for _, view in self._views]
-            muon = StackedMuon(views, matrix_rate) if is_stack else torch.optim.Muon(views, matrix_rate, 0.0)
+            decay = recipe.matrix_weight_decay
+            muon = StackedMuon(views, matrix_rate, decay) if is_stack else torch.optim.Muon(views, matrix_rate, decay)
             self._optimizers.append((muon, matrix_rate))
+        self._prepare(others)
 
     def step(self, progress: float) -> None:
         """One step at the learning rates of ``progress`` (0 to 1), from the gradients of the parameters."""
@@ -47,6 +49,29 @@ class MatrixOptimizer:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that later steps depend on besides the weights, by name: the very tensors, to be kept or written to."""
+        return {
+            f"{place}.{row}.{name}": value
+            for place, (optimizer, _) in enumerate(self._optimizers)
+            for row, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+
+    def _prepare(self, others: Iterable[nn.Parameter]) -> None:
+        """Have all of the state from the start; torch's optimisers make a parameter's part at its first step."""
+        parameters = [*others, *(view for _, view in self._views)]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for optimizer, _ in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+            optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+        for tensor in self.state().values():
+            tensor.zero_()
 
 
 def _is_matrix(parameter: Tensor, num_stacked: int) -> bool:

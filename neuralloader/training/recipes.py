@@ -15,6 +15,7 @@ class Recipe:
         loss: name in ``losses.LOSSES``.
         learning_rate: peak rate of AdamW.
         matrix_learning_rate: peak rate of Muon for weights with two or more axes; None gives them to AdamW too.
+        matrix_weight_decay: of Muon, as a share of a weight for each step at a rate of 1.
         warmup: share of the training spent raising the rate linearly from ``warmup_start`` to 1, before the cosine.
         warmup_start: factor on the learning rate at the first step.
         clips_per_step: clips in a training step, all their units.
@@ -26,6 +27,9 @@ class Recipe:
         rate_weight: price of the latents, in units of the loss for one bit per pixel.
         rounding_share: last share of the training in which the weights are rounded as they will be stored.
         keyframe_quality: of the key-frames' image codec, where the user names none.
+        weight_bits: of a stored weight, where the user names none.
+        offset_share: last share of the training in which each stored latent has an offset of its own (``offsets``).
+        offset_learning_rate: of these, in units of a latent's step, before the fall to 0.
     """
 
     loss: Literal["psnr", "l2_ssim", "l1_ssim", "l2"]
@@ -38,10 +42,14 @@ class Recipe:
     rate_weight: float
     rounding_share: float
     keyframe_quality: int
+    weight_bits: int
     frames_per_step: int | None = None
     frames_per_network: int = 4
     changes: tuple[Change, ...] = ("mirror", "shift")
     betas: tuple[float, float] = (0.9, 0.999)
+    matrix_weight_decay: float = 0.0
+    offset_share: float = 0.0
+    offset_learning_rate: float = 0.05
 
     def rate_factor(self, progress: float) -> float:
         """Factor on the learning rates when ``progress`` (0 to 1) is behind us: warm-up, then cosine to 0."""
@@ -49,18 +57,27 @@ class Recipe:
             return self.warmup_start + (1 - self.warmup_start) * progress / self.warmup
         return (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
 
+    def offset_rate(self, progress: float) -> float:
+        """Learning rate of the latents' offsets: even for half of their share of the training, then straight to 0."""
+        left = (1 - progress) / max(self.offset_share, 1e-9)
+        return self.offset_learning_rate * min(1.0, 2 * left)
+
 
 FAST = Recipe(
     loss="psnr",
     learning_rate=4e-3,
     matrix_learning_rate=0.02,
+    matrix_weight_decay=0.1,
     warmup=0.03,
     warmup_start=0.1,
-    clips_per_step=8,
+    clips_per_step=4,
     max_gradient_norm=30.0,
     rate_weight=7.0,
     rounding_share=0.25,
     keyframe_quality=50,
+    weight_bits=6,
+    offset_share=0.4,
+    offset_learning_rate=0.1,
     changes=("mirror", "reverse"),
 )
 
@@ -80,6 +97,7 @@ PAPER = Recipe(
     rate_weight=0.0,
     rounding_share=0.0,
     keyframe_quality=30,
+    weight_bits=8,
 )
 # NeRV, section 4.1, and for what CNeRV does not tell
 PAPER_NERV = replace(PAPER, loss="l1_ssim", betas=(0.5, 0.999), frames_per_step=1, frames_per_network=1)

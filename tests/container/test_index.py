@@ -31,6 +31,13 @@ def _make_index(num_frames, *, frames_per_clip=4, key_interval=8, skipped=(), na
     return PackIndex(videos, tuple(skipped), clips, keys)
 
 
+def _with_extras(index: PackIndex, **columns) -> PackIndex:
+    """The index with more told about each video: columns of values, by name."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    videos = tuple(dataclasses.replace(video, **row) for video, row in zip(index.videos, rows, strict=True))
+    return dataclasses.replace(index, videos=videos)
+
+
 def _assert_same(a: PackIndex, b: PackIndex):
     assert a.videos == b.videos
     assert a.skipped == b.skipped
@@ -42,7 +49,8 @@ def _assert_same(a: PackIndex, b: PackIndex):
 
 
 def _read(tensors, **options):
-    return index_from_tensors(tensors.__getitem__, **{"num_classes": 2, "frames_per_clip": 4, **options})
+    options = {"num_classes": 2, "num_splits": 2, "frames_per_clip": 4, **options}
+    return index_from_tensors(tensors.__getitem__, tensors.keys(), **options)
 
 
 @settings(deadline=None)
@@ -68,7 +76,39 @@ def test_round_trip_through_a_file(tmp_path):
     index = _make_index([5, 300, 1], skipped=[SkippedSource("a.avi", "it is empty")])
     write_pack(tmp_path / "a.nvpack", {}, index_to_tensors(index))
     with PackReader(tmp_path / "a.nvpack") as reader:
-        _assert_same(index_from_tensors(reader.tensor, num_classes=2, frames_per_clip=4), index)
+        _assert_same(
+            index_from_tensors(reader.tensor, reader.tensor_names, num_classes=2, num_splits=0, frames_per_clip=4),
+            index,
+        )
+
+
+OPTIONAL = {"videos.num_nominal_frames", "videos.splits", "videos.problems"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "written"),
+    [
+        ({"splits": [0, 0], "problem": ["", ""], "num_nominal_frames": [0, 0]}, set()),
+        ({"splits": [0, 2]}, {"videos.splits"}),
+        ({"problem": ["", "es endet zu früh"]}, {"videos.problems"}),
+        ({"num_nominal_frames": [70000, 0]}, {"videos.num_nominal_frames"}),
+        ({"splits": [3, 1], "problem": ["a\nb", "c"], "num_nominal_frames": [9, 2**40]}, OPTIONAL),
+    ],
+)
+def test_what_few_packs_tell_is_written_where_it_is_told(columns, written):
+    index = _with_extras(_make_index([9, 4]), **columns)
+    tensors = index_to_tensors(index)
+    assert OPTIONAL & tensors.keys() == written
+    _assert_same(_read(tensors), index)
+
+
+def test_as_many_splits_as_there_may_be():
+    index = _with_extras(_make_index([9, 4, 1]), splits=[2**63 - 1, 1 << 62, 0])
+    tensors = index_to_tensors(index)
+    assert tensors["videos.splits"].tolist() == [2**63 - 1, 1 << 62, 0]
+    _assert_same(_read(tensors, num_splits=63), index)
+    with pytest.raises(PackError, match=rf"videos.splits\[0\] = {2**63 - 1} must be 0 to {2**62 - 1}"):
+        _read(tensors, num_splits=62)
 
 
 def test_columns_take_the_smallest_type_that_holds_them():
@@ -98,6 +138,50 @@ def tensors():
     assert tensors["clips.end_key"].tolist() == [1, 1, 1, 3]
     assert tensors["keys.frame"].tolist() == [0, 8, 0, 3]
     return {name: tensor.copy() for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def told():
+    """The same two videos, with all that can be told about them."""
+    index = _with_extras(_make_index([9, 4]), splits=[1, 2], problem=["", "cut"], num_nominal_frames=[0, 30])
+    return {name: tensor.copy() for name, tensor in index_to_tensors(index).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("videos.splits", np.array([1, 4]), r"videos.splits\[1\] = 4 must be 0 to 3"),
+        ("videos.splits", np.array([-1, 0]), r"videos.splits\[0\] = -1 must be 0 to 3"),
+        ("videos.splits", np.array([0, 2**63], np.uint64), rf"videos.splits\[1\] = {2**63} must be 0 to 3"),
+        ("videos.splits", np.array([1.0, 2.0]), "videos.splits must hold integers, not float64"),
+        ("videos.splits", np.array([1, 2, 3]), r"videos.splits has shape \(3,\), not \(2,\)"),
+        ("videos.num_nominal_frames", np.array([-1, 5]), r"videos.num_nominal_frames\[0\] = -1 must be 0 to"),
+        ("videos.num_nominal_frames", np.array([[1, 5]]), r"videos.num_nominal_frames has shape \(1, 2\), not \(2,\)"),
+        ("videos.problems", np.frombuffer(b"\0", np.uint8), "videos.problems holds 1 texts for 2 videos"),
+        ("videos.problems", np.frombuffer(b"\0\0cut\0", np.uint8), "videos.problems holds 3 texts for 2 videos"),
+        ("videos.problems", np.frombuffer(b"\0cut", np.uint8), "videos.problems does not end in a zero byte"),
+        ("videos.problems", np.frombuffer(b"\0\xff\0", np.uint8), r"videos.problems\[1\] = b'\\xff' is no valid UTF-8"),
+        ("videos.problems", np.zeros(2, np.int8), "videos.problems must be one row of uint8, not int8"),
+    ],
+)
+def test_forged_splits_and_problems_are_refused(told, name, tensor, message):
+    _read(told)
+    told[name] = tensor
+    with pytest.raises(PackError, match=message):
+        _read(told)
+
+
+def test_a_pack_without_split_names_has_no_video_in_any(told):
+    with pytest.raises(PackError, match=r"videos.splits\[0\] = 1 must be 0 to 0"):
+        _read(told, num_splits=0)
+    told["videos.splits"] = np.zeros(2, np.uint8)  # needless, but true
+    assert [video.splits for video in _read(told, num_splits=0).videos] == [0, 0]
+
+
+@pytest.mark.parametrize("problem", ["a\0b", "\udcff"])
+def test_problems_that_cannot_be_stored_are_refused_when_packing(problem):
+    with pytest.raises(ValueError, match=r"zero character|no valid Unicode"):
+        index_to_tensors(_with_extras(_make_index([3]), problem=[problem]))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +275,8 @@ def test_names_that_cannot_be_stored_are_refused_when_packing(name):
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_random_damage_is_refused_or_harmless(data):
-    tensors = {name: tensor.copy() for name, tensor in index_to_tensors(_make_index([9, 4])).items()}
+    index = _with_extras(_make_index([9, 4]), splits=[1, 2], problem=["", "cut"], num_nominal_frames=[0, 30])
+    tensors = {name: tensor.copy() for name, tensor in index_to_tensors(index).items()}
     name = data.draw(st.sampled_from(sorted(name for name, tensor in tensors.items() if tensor.size)))
     raw = tensors[name].reshape(-1).view(np.uint8)
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))

@@ -1,4 +1,4 @@
-"""Finding and labelling videos. The files are empty: nothing here may open them."""
+"""Finding and labelling videos in folders. The files are empty: nothing here may open them."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuralloader.clips import UNLABELLED
-from neuralloader.corpus.find import VIDEO_SUFFIXES, find_videos
+from neuralloader.corpus.find import VIDEO_SUFFIXES, find_sources, find_videos
 
 
 def _make(root: Path, *names: str) -> Path:
@@ -90,7 +90,7 @@ def test_name_that_is_no_utf8_is_escaped(tmp_path: Path) -> None:
     with open(path, "wb"):
         pass
     (source,) = find_videos(tmp_path).sources
-    assert source.name == "bad\\xff.mp4"
+    assert source.name == "bad%FF.mp4"
     assert os.fsencode(source.path) == path
 
 
@@ -118,3 +118,51 @@ def test_file_that_is_no_video(tmp_path: Path) -> None:
 def test_video_beside_class_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'stray\.mp4' lies beside class folders such as 'run', so it has no class"):
         find_videos(_make(tmp_path, "run/a.mp4", "stray.mp4"))
+
+
+def test_backslash_in_a_name_is_escaped(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("it parts folders there")
+    (source,) = find_videos(_make(tmp_path, "a\\b.mp4")).sources
+    assert source.name == "a%5Cb.mp4"
+    assert source.path.exists()
+
+
+def test_folders_of_numbered_images_are_videos_where_there_are_no_others(tmp_path: Path) -> None:
+    _make(tmp_path, "run/one/1.jpg", "run/one/2.jpg", "run/two/img_01.PNG", "run/cover1.jpg", "jump/deep/er/0.webp")
+    _make(tmp_path, "jump/text/notes.txt", "jump/plain/cover.jpg")
+    found = find_videos(tmp_path)
+    assert found.classes == ("jump", "run")
+    assert [(source.name, source.label) for source in found.sources] == [
+        ("jump/deep/er", 0),
+        ("run/one", 1),
+        ("run/two", 1),
+    ]
+    assert all(source.path.is_dir() for source in found.sources)
+
+
+def test_flat_folders_of_images_and_a_single_one(tmp_path: Path) -> None:
+    _make(tmp_path / "two", "a/1.png", "b/1.png")
+    assert [(source.name, source.label) for source in find_videos(tmp_path / "two").sources] == [
+        ("a", UNLABELLED),
+        ("b", UNLABELLED),
+    ]
+    (source,) = find_videos(_make(tmp_path / "alone", "1.png", "2.png")).sources
+    assert (source.path, source.name) == (tmp_path / "alone", "alone")
+
+
+def test_images_beside_videos_are_told_and_left_out(tmp_path: Path) -> None:
+    found = find_videos(_make(tmp_path, "run/a.mp4", "run/thumbnails/1.jpg"))
+    assert [source.name for source in found.sources] == ["run/a.mp4"]
+    assert found.notes == ("folders of images lie beside video files, and are left out (1)",)
+
+
+def test_equal_files_are_told(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_text("x" if name == "b.mp4" else "y")
+    assert find_sources(tmp_path).notes == ("'a.mp4' and 'c.mp4' hold the same bytes",)
+    for number in range(24):
+        (tmp_path / f"{number}.mp4").write_text(f"{number // 2:02d}")
+    notes = find_sources(tmp_path).notes
+    assert len(notes) == 11
+    assert notes[-1] == "and 3 more groups of files that hold the same bytes"

@@ -17,7 +17,9 @@ from neuralloader.clips import SkippedSource
 from neuralloader.corpus import pool
 from neuralloader.corpus.find import Source
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
-from neuralloader.corpus.pool import StoredVideo, read_videos
+from neuralloader.corpus.pool import ReaderPool, StoredVideo
+from neuralloader.corpus.read import Probe
+from neuralloader.corpus.settings import ReadSettings
 
 # A reader process whose "videos" are file names that say what happens to it.
 _FAKE_WORKER = """
@@ -44,6 +46,8 @@ def read(task):
         raise ZeroDivisionError("oops")
     if "full" in name:
         return {"disk": "its 5 frames need 9 MB, 1 MB are free"}
+    if "part" not in task:
+        return {"probe": {"num_frames": 5, "num_nominal_frames": 6, "source_size": [7, 8]}}
     Path(task["part"]).write_bytes(bytes(12))
     return {"facts": {"num_frames": 1, "num_source_frames": 2, "source_frame_rate": 3.0, "frame_rate": 4.0,
                       "source_size": [5, 6]}}
@@ -86,21 +90,18 @@ def _sources(folder: Path, *names: str) -> list[Source]:
     return [Source(folder / name, name, 0) for name in names]
 
 
+SETTINGS = ReadSettings(2.0, (2, 2))
+
+
 def _read(
     folder: Path, sources: list[Source], *, num_workers: int = 2, timeout_seconds: float = 60
-) -> Generator[tuple[int, StoredVideo | SkippedSource], None, None]:
-    return read_videos(
-        sources,
-        frame_rate=2.0,
-        size=(2, 2),
-        folder=folder,
-        num_workers=num_workers,
-        timeout_seconds=timeout_seconds,
-    )
+) -> Generator[StoredVideo | SkippedSource, None, None]:
+    with ReaderPool(num_workers, timeout_seconds) as readers:
+        yield from readers.read(sources, SETTINGS, lambda place: folder / f"{place}.part")
 
 
-def _reasons(results: list[tuple[int, StoredVideo | SkippedSource]]) -> list[str | None]:
-    return [result.reason if isinstance(result, SkippedSource) else None for _, result in results]
+def _reasons(results: list[StoredVideo | SkippedSource]) -> list[str | None]:
+    return [result.reason if isinstance(result, SkippedSource) else None for result in results]
 
 
 def test_real_videos_come_back_in_source_order(tmp_path: Path, processes: list["subprocess.Popen[bytes]"]) -> None:
@@ -109,20 +110,17 @@ def test_real_videos_come_back_in_source_order(tmp_path: Path, processes: list["
         if num_frames:
             frames = np.stack([counter.burn(np.full((64, 64, 3), 90, np.uint8), each) for each in range(num_frames)])
             write_mjpeg_avi(tmp_path / name, frames, 2)
-    results = list(
-        read_videos(
-            _sources(tmp_path, *names),
-            frame_rate=None,
-            size=(64, 64),
-            folder=tmp_path,
-            num_workers=2,
-            timeout_seconds=60,
-        )
-    )
-    assert [index for index, _ in results] == [0, 1, 2, 3]
-    assert results[2][1] == SkippedSource("gone.avi", "the file is gone")
+    settings = ReadSettings(None, (64, 64))
+    with ReaderPool(2) as readers:
+        counted = list(readers.probe(_sources(tmp_path, *names), settings))
+        results = list(readers.read(_sources(tmp_path, *names), settings, lambda place: tmp_path / f"{place}.part"))
+    assert [probe.num_frames if isinstance(probe, Probe) else probe.reason for probe in counted] == [
+        60, 1, "the file is not there", 4,
+    ]  # fmt: skip
+    assert len(results) == 4
+    assert results[2] == SkippedSource("gone.avi", "the file is not there")
     for index, num_frames in ((0, 60), (1, 1), (3, 4)):
-        video = results[index][1]
+        video = results[index]
         assert isinstance(video, StoredVideo)
         assert video.facts.num_frames == num_frames
         assert video.facts.source_size == (64, 64)
@@ -138,7 +136,6 @@ def test_crashes_and_hangs_cost_one_line_each(
 ) -> None:
     sources = _sources(tmp_path, "slow", "exit", "good", "hang", "segfault", "bug", "last")
     results = list(_read(tmp_path, sources, timeout_seconds=1.0))
-    assert [index for index, _ in results] == list(range(7))
     assert _reasons(results) == [
         None,
         "the video decoder crashed on it (exit status 3)",
@@ -178,7 +175,7 @@ def test_leaving_early_ends_every_process_at_once(
     tmp_path: Path, fake_worker: list[str], processes: list["subprocess.Popen[bytes]"], how: str
 ) -> None:
     results = _read(tmp_path, _sources(tmp_path, "a", "hang", "hang2", "b", "c"))
-    assert next(results)[0] == 0
+    assert isinstance(next(results), StoredVideo)
     start = time.monotonic()
     if how == "close":
         results.close()
@@ -223,24 +220,42 @@ def test_no_sources_start_no_process(tmp_path: Path, processes: list["subprocess
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frame_rate": 0.0}, "frame_rate=0.0 must be above 0"),
-        ({"size": (0, 8)}, r"size=\(0, 8\) must be \(height, width\) in pixels, each 1"),
-        ({"size": (8, 1 << 20)}, "each 1 to 16384"),
         ({"num_workers": 0}, "num_workers=0 must be 1 or more"),
         ({"timeout_seconds": 0}, "timeout_seconds=0 must be above 0"),
         ({"timeout_seconds": float("nan")}, "timeout_seconds=nan must be above 0"),
     ],
 )
-def test_bad_arguments_are_refused_at_the_call(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {
-        "frame_rate": 2.0,
-        "size": (8, 8),
-        "folder": tmp_path,
-        "num_workers": 1,
-        "timeout_seconds": 1,
-    }
+def test_bad_arguments_are_refused_at_once(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_videos(_sources(tmp_path, "a"), **{**good, **change})
+        ReaderPool(**change)
+
+
+def test_probing_counts_and_keeps_its_limits(tmp_path: Path, fake_worker: list[str]) -> None:
+    sources = _sources(tmp_path, "a", "segfault", "b", "hang", "bug")
+    with ReaderPool(2, timeout_seconds=1.0) as readers:
+        results = list(readers.probe(sources, SETTINGS))
+    good = Probe(num_frames=5, num_nominal_frames=6, source_size=(7, 8))
+    assert results == [
+        good,
+        SkippedSource("segfault", "the video decoder crashed on it (SIGSEGV)"),
+        good,
+        SkippedSource("hang", "reading it took longer than the limit of 1 s"),
+        SkippedSource("bug", "ZeroDivisionError: oops"),
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+
+
+def test_no_more_than_some_videos_are_read_ahead(
+    tmp_path: Path, fake_worker: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_MAX_AHEAD", 3)
+    results = _read(tmp_path, _sources(tmp_path, *(f"{number}" for number in range(9))))
+    for place in range(9):
+        result = next(results)
+        assert isinstance(result, StoredVideo)
+        assert result.path == tmp_path / f"{place}.part"
+        read = {int(path.stem) for path in tmp_path.glob("*.part")}
+        assert max(read) <= place + 2, "the next is only asked for when this one was taken"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
@@ -249,10 +264,11 @@ def test_readers_end_with_a_parent_that_is_killed(tmp_path: Path, fake_worker: l
 from pathlib import Path
 from neuralloader.corpus import pool
 from neuralloader.corpus.find import Source
+from neuralloader.corpus.settings import ReadSettings
 pool._WORKER = {fake_worker!r}
 folder = Path({str(tmp_path)!r})
-list(pool.read_videos([Source(folder / "hang", "hang", 0)], frame_rate=2.0, size=(2, 2), folder=folder, num_workers=1,
-                      timeout_seconds=600))
+with pool.ReaderPool(1) as readers:
+    list(readers.read([Source(folder / "hang", "hang", 0)], ReadSettings(2.0, (2, 2)), lambda place: folder / "0.part"))
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
     pid_file = tmp_path / "hang.pid"

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuralloader.corpus import read as read_module
+from neuralloader.corpus import video_file
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
 from neuralloader.corpus.read import decode_video, read_video
+from neuralloader.corpus.settings import ReadSettings
 from neuralloader.errors import SourceError
 
 
@@ -89,8 +90,7 @@ def test_frames_are_handed_on_one_at_a_time_after_their_number(tmp_path: Path) -
     calls: list[str] = []
     decode_video(
         _write(tmp_path / "a.avi", 6),
-        frame_rate=5,
-        size=(64, 80),
+        ReadSettings(frame_rate=5, size=(64, 80)),
         store=lambda frame: calls.append(f"frame {counter.read(frame)}"),
         announce=lambda num_frames: calls.append(f"announce {num_frames}"),
     )
@@ -148,10 +148,10 @@ def test_files_that_are_no_video(tmp_path: Path, data: bytes, reason: str) -> No
 
 
 def test_missing_and_irregular_files(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"gone\.mp4: the file is gone"):
+    with pytest.raises(SourceError, match=r"gone\.mp4: the file is not there"):
         read_video(tmp_path / "gone.mp4", frame_rate=2, size=(64, 80))
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(SourceError, match=r"folder\.mp4: not a regular file"):
+    with pytest.raises(SourceError, match=r"folder\.mp4: a folder without numbered images"):
         read_video(tmp_path / "folder.mp4", frame_rate=2, size=(64, 80))
 
 
@@ -185,20 +185,20 @@ class _FakeReader:
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_senseless_frame_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
-    monkeypatch.setattr(read_module, "_open", lambda path: _FakeReader(rate))
+    monkeypatch.setattr(video_file, "_open_decord", lambda path: _FakeReader(rate))
     with pytest.raises(SourceError, match=rf"a\.avi: its frame rate is {rate}$"):
         read_video(_write(tmp_path / "a.avi", 3), frame_rate=2, size=(64, 80))
 
 
 @pytest.mark.parametrize("end", [StopIteration, decord.DECORDLimitReachedError])
 def test_video_whose_frames_all_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[Exception]) -> None:
-    monkeypatch.setattr(read_module, "_open", lambda path: _FakeReader(25.0, end=end))
+    monkeypatch.setattr(video_file, "_open_decord", lambda path: _FakeReader(25.0, end=end))
     with pytest.raises(SourceError, match=r"a\.avi: decoded 0 of 3 frames$"):
         read_video(_write(tmp_path / "a.avi", 3), frame_rate=2, size=(64, 80))
 
 
 def test_decoder_that_breaks_down_is_named_without_its_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_module, "_open", lambda path: _FakeReader(25.0, end=decord.DECORDError))
+    monkeypatch.setattr(video_file, "_open_decord", lambda path: _FakeReader(25.0, end=decord.DECORDError))
     with pytest.raises(SourceError, match=r"damaged: decoding stops with an error before the last of its 3 frames$"):
         read_video(_write(tmp_path / "a.avi", 3), frame_rate=2, size=(64, 80))
 

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
-from neuralloader.corpus.worker import read_to_part
+from neuralloader.corpus.worker import read
 
 
 def _task(tmp_path: Path, num_frames: int = 6) -> dict[str, Any]:
     frames = np.stack([counter.burn(np.full((64, 64, 3), 90, np.uint8), each) for each in range(num_frames)])
     write_mjpeg_avi(tmp_path / "a.avi", frames, 10)
-    return {"path": str(tmp_path / "a.avi"), "part": str(tmp_path / "0.part"), "frame_rate": 5.0, "size": [64, 64]}
+    settings = {"frame_rate": 5.0, "size": [64, 64]}
+    return {"path": str(tmp_path / "a.avi"), "settings": settings, "part": str(tmp_path / "0.part")}
 
 
 def test_part_holds_the_frames_and_nothing_else(tmp_path: Path) -> None:
     task = _task(tmp_path)
-    answer = read_to_part(task)
+    answer = read(task)
     assert answer == {
         "facts": {
             "num_frames": 3,
@@ -32,23 +33,32 @@ def test_part_holds_the_frames_and_nothing_else(tmp_path: Path) -> None:
             "source_frame_rate": 10.0,
             "frame_rate": 5.0,
             "source_size": (64, 64),
+            "num_nominal_frames": 6,
+            "problem": "",
         }
     }
     frames = np.fromfile(task["part"], np.uint8).reshape(3, 64, 64, 3)
     assert [counter.read(frame) for frame in frames] == [0, 2, 4]
 
 
+def test_without_a_part_the_frames_are_counted(tmp_path: Path) -> None:
+    task = _task(tmp_path)
+    part = Path(task.pop("part"))
+    assert read(task) == {"probe": {"num_frames": 3, "num_nominal_frames": 6, "source_size": (64, 64)}}
+    assert not part.exists()
+
+
 def test_bad_video_leaves_a_reason_and_no_part(tmp_path: Path) -> None:
     task = _task(tmp_path)
     Path(task["path"]).write_bytes(b"")
-    assert read_to_part(task) == {"reason": "the file is empty (0 bytes)"}
+    assert read(task) == {"reason": "the file is empty (0 bytes)"}
     assert not Path(task["part"]).exists()
 
 
 def test_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = _task(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=30_000))
-    assert read_to_part(task) == {"disk": "its 3 frames need 0.03686 MB, 0.03 MB are free"}
+    assert read(task) == {"disk": "its 3 frames need 0.03686 MB, 0.03 MB are free"}
     assert not Path(task["part"]).exists()
 
 
@@ -71,8 +81,8 @@ def test_protocol_over_the_pipes(tmp_path: Path) -> None:
         assert process.stdout.read() == ""
     assert answers[0] == {"ready": True}
     assert answers[1]["facts"]["num_frames"] == 3
-    assert answers[2] == {"reason": "KeyError: 'part'"}
-    assert answers[3] == {"reason": "the file is gone"}
+    assert answers[2] == {"reason": "KeyError: 'settings'"}
+    assert answers[3] == {"reason": "the file is not there"}
     assert process.returncode == 0
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from split_pack import with_splits
 from torch.utils.data import DataLoader
 
 import neuralloader
@@ -111,6 +112,52 @@ def test_a_pack_without_classes_stays_without(paths: list[Path], tmp_path: Path)
     joined = open_pack([paths[0], path])
     assert joined.classes == ("left", "right")
     assert [video.label for video in joined.index.videos] == [0, 0, 1, 1, -1]
+
+
+def test_splits_are_merged_by_name(paths: list[Path], tmp_path: Path) -> None:
+    first = with_splits(
+        paths[0],
+        tmp_path / "first.nvpack",
+        {"train": ["left/eight.avi", "right/nine.avi"], "test": ["left/one.avi", "right/nine.avi"]},
+        problems={"left/one.avi": "it is cut"},
+    )
+    second = with_splits(paths[1], tmp_path / "second.nvpack", {"test": ["back/ten.avi"], "val": ["right/eleven.avi"]})
+    joined = open_pack([first, second])
+    assert joined.splits == ("train", "test", "val")
+    videos = {video.name: video for video in joined.index.videos}
+    assert {name: video.splits for name, video in videos.items()} == {
+        "left/eight.avi": 0b001,
+        "left/one.avi": 0b010,
+        "right/fourteen.avi": 0,
+        "right/nine.avi": 0b011,
+        "back/ten.avi": 0b010,
+        "right/eleven.avi": 0b100,
+    }
+    assert [name for name, video in videos.items() if video.problem] == ["left/one.avi"]
+    half = open_pack([paths[0], second])  # one that has none
+    assert half.splits == ("test", "val")
+    assert [video.splits for video in half.index.videos] == [0, 0, 0, 0, 0b01, 0b10]
+    assert open_pack(paths).splits == ()
+
+    dataset = NeuralVideoDataset([first, second], split="test", device="cpu")
+    assert dataset.samples == [
+        ("left/one.avi", 1),
+        *[("right/nine.avi", 2)] * 2,
+        *[("back/ten.avi", 0)] * 2,
+    ]
+    whole = {name: index for index, (name, _) in reversed([*enumerate(NeuralVideoDataset([first, second]).samples)])}
+    for index in (0, 1, 3):
+        expected = NeuralVideoDataset([first, second], device="cpu")[whole[dataset.samples[index][0]]]
+        video, label = dataset[index]
+        assert label == expected[1]
+        assert (video.short() - expected[0].short()).abs().max() <= 1
+
+
+def test_too_many_splits(paths: list[Path], tmp_path: Path) -> None:
+    first = with_splits(paths[0], tmp_path / "first.nvpack", {f"list {i}": [] for i in range(63)})
+    second = with_splits(paths[1], tmp_path / "second.nvpack", {"test": ["back/ten.avi"]})
+    with pytest.raises(ValueError, match="the packs have 64 splits together, 'list 0' to 'test'; 63 are allowed"):
+        open_pack([first, second])
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------

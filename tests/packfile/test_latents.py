@@ -18,8 +18,10 @@ from neuralloader.packfile.latents import (
     LatentGrid,
     LatentReader,
     RoundedLatents,
+    latent_bytes,
     latents_to_tensors,
     round_latents,
+    trim_latents,
 )
 
 SHAPE = (3, 2, 4)
@@ -146,6 +148,73 @@ def test_frames_with_a_latent_are_those_that_are_no_key_frames() -> None:
     assert frames.latents_per_clip().tolist() == [7, 4, 0, 6]
     frames = index_frames(*index_corpus(np.array([14, 1, 8]), frames_per_clip=8, key_interval=None))
     assert frames.latents_per_clip().tolist() == [8, 6, 1, 8]
+
+
+# --- trimming -------------------------------------------------------------------------------------------------------
+
+
+def _laplace(num_clips: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    spread = np.array([2.0, 1.0, 0.3], np.float32)[:, None, None]  # of each channel
+    return (rng.laplace(size=(7 * num_clips, 3, 8, 10)) * spread).astype(np.float32), np.full(num_clips, 7)
+
+
+def test_bytes_are_those_of_the_file(tmp_path: Path) -> None:
+    latents = round_latents(_values(np.random.default_rng(6)), None)
+    reader = _write(tmp_path / "a.nvpack", latents)
+    names = [name for name in reader.tensor_names if name.startswith("latents.")]
+    assert len(names) == 5
+    assert latent_bytes(latents, PER_CLIP) == sum(reader.num_bytes(name) for name in names)
+
+
+@pytest.mark.parametrize("share", [0.98, 0.9, 0.6, 0.3])
+def test_they_are_trimmed_to_just_what_is_allowed(share: float) -> None:
+    values, per_clip = _laplace()
+    whole = round_latents(values, None)
+    max_bytes = int(share * latent_bytes(whole, per_clip))
+    trimmed = trim_latents(values, per_clip, max_bytes)
+    assert 0.985 * max_bytes <= latent_bytes(trimmed, per_clip) <= max_bytes
+    assert trimmed.grid is None
+    # toward zero, never past it or away from it
+    assert (trimmed.symbols.astype(int) * whole.symbols >= 0).all()
+    assert (np.abs(trimmed.symbols.astype(int)) <= np.abs(whole.symbols.astype(int))).all()
+    # first those that it changes least
+    moved, kept = trimmed.symbols != whole.symbols, (trimmed.symbols == whole.symbols) & (whole.symbols != 0)
+    excess = np.abs(values) - (np.abs(whole.symbols) - 0.5)  # above where the next smaller number ends
+    assert moved.any()
+    assert excess[moved].max() <= excess[kept].min(initial=1.0) + 1e-5
+
+
+def test_what_fits_is_left_alone() -> None:
+    values, per_clip = _laplace()
+    whole = round_latents(values, None)
+    for spare in (0, 1000):
+        trimmed = trim_latents(values, per_clip, latent_bytes(whole, per_clip) + spare)
+        np.testing.assert_array_equal(trimmed.symbols, whole.symbols)
+
+
+def test_all_zero_is_the_least_there_is() -> None:
+    values, per_clip = _laplace()
+    least = latent_bytes(RoundedLatents(np.zeros(values.shape, np.int8), None), per_clip)
+    assert not trim_latents(values, per_clip, least).symbols.any()
+    with pytest.raises(ValueError, match=f"max_bytes={least - 1}: latents take at least {least} bytes, even if all"):
+        trim_latents(values, per_clip, least - 1)
+
+
+@given(data=st.data(), share=st.floats(0, 1))
+def test_trimmed_latents_fit_whatever_they_are(data: st.DataObject, share: float) -> None:
+    values = data.draw(hnp.arrays(np.float32, (int(PER_CLIP.sum()), 2, 2, 3), elements=st.floats(-200, 200, width=32)))
+    whole, least = (
+        latent_bytes(latents, PER_CLIP)
+        for latents in (round_latents(values, None), RoundedLatents(np.zeros(values.shape, np.int8), None))
+    )
+    max_bytes = least + int(share * max(0, whole - least))
+    assert latent_bytes(trim_latents(values, PER_CLIP, max_bytes), PER_CLIP) <= max_bytes
+
+
+def test_values_that_are_not_finite_are_not_trimmed() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        trim_latents(np.full((PER_CLIP.sum(), *SHAPE), np.nan, np.float32), PER_CLIP, 100)
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

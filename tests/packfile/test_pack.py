@@ -118,6 +118,24 @@ def test_everything_comes_back(config: tiny.Config, tmp_path: Path) -> None:
         assert pack.latents().grid is None
 
 
+def test_splits_and_problems_come_back(tmp_path: Path) -> None:
+    saved = _inputs("fast")
+    save_pack(tmp_path / "plain.nvpack", **saved)
+    assert "splits" not in PackReader(tmp_path / "plain.nvpack").manifest
+    assert Pack(tmp_path / "plain.nvpack").splits == ()
+
+    videos = [
+        replace(video, splits=1 << place % 2, num_nominal_frames=7 * place, problem="it is cut" * (place == 1))
+        for place, video in enumerate(saved["index"].videos)
+    ]
+    saved["index"] = replace(saved["index"], videos=tuple(videos))
+    saved["description"] = replace(saved["description"], splits=("Übung", "test"))
+    save_pack(tmp_path / "told.nvpack", **saved)
+    pack = Pack(tmp_path / "told.nvpack")
+    assert pack.splits == pack.description.splits == ("Übung", "test")
+    assert pack.index.videos == videos
+
+
 @pytest.mark.parametrize("config", ["fast", "paper"])
 def test_the_same_input_gives_the_same_bytes(config: tiny.Config, tmp_path: Path) -> None:
     first, second = _inputs(config), _inputs(config)
@@ -279,6 +297,12 @@ HUGE = 2**63
         ("classes", [1, 2], "classes must be texts, each of them once"),
         ("classes", ["left", "left"], "classes must be texts, each of them once"),
         ("classes", [], r"videos\.label\[0\] = 0 must be -1 to -1"),
+        ("splits", None, "splits of the manifest must be list, not None"),
+        ("splits", "train", "splits of the manifest must be list, not 'train'"),
+        ("splits", ["train", 1], "splits must be texts, each of them once"),
+        ("splits", ["train", "train"], "splits must be texts, each of them once"),
+        ("splits", ["\ud800"], "splits must be valid Unicode"),
+        ("splits", [str(i) for i in range(64)], "splits of the manifest has 64 names, where 63 are allowed"),
         ("keyframe_codec", "heic", "key-frame codec 'heic' is unknown; this version knows"),
         ("keyframe_codec", None, "keyframe_codec of the manifest must be str, not None"),
         ("keyframe_quality", 1000, "keyframe_quality 1000 must be"),

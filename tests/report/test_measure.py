@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from split_pack import with_splits
 
 from neuralloader import cli
 from neuralloader.container.reader import PackReader
@@ -20,7 +21,7 @@ KEYS = {
     *("path", "backend", "config", "network", "num_videos", "num_clips", "num_frames", "num_keyframes"),
     *("num_parameters", "classes", "frame_size", "frame_rate", "frames_per_clip", "key_interval", "keyframe_codec"),
     *("keyframe_quality", "weight_bits", "size_bytes", "bits_per_pixel", "psnr_db", "worst_psnr_db", "ledger"),
-    *("training", "skipped", "weight_entropy_bits", "papers_would_count"),
+    *("training", "skipped", "weight_entropy_bits", "papers_would_count", "splits", "partial"),
 }
 
 
@@ -34,7 +35,7 @@ def test_a_description(any_pack: tiny.TinyPack) -> None:
     assert facts["classes"] == ["left", "right"]
     assert facts["frame_size"] == list(tiny.SIZE)
     assert facts["frame_rate"] is None
-    assert facts["skipped"] == []
+    assert (facts["skipped"], facts["partial"], facts["splits"]) == ([], [], {})
     size_bytes = any_pack.path.stat().st_size
     assert facts["size_bytes"] == sum(facts["ledger"].values()) == size_bytes
     assert facts["bits_per_pixel"] == pytest.approx(size_bytes * 8 / (32 * tiny.SIZE[0] * tiny.SIZE[1]))
@@ -56,13 +57,54 @@ def test_lines_for_people(any_pack: tiny.TinyPack) -> None:
         f"{facts['size_bytes']:,} bytes  100.0%",
     ):
         assert words in text
-    assert "skipped" not in text
+    assert not any(words in text for words in ("skipped", "in part", "split"))
 
     facts = {**facts, "skipped": [{"path": "a/b.avi", "reason": "no video"}], "classes": [], "frame_rate": 2.5}
     text = "\n".join(info_lines(facts))
-    assert "1 sources skipped:\n  a/b.avi: no video" in text
+    assert text.endswith("\n\n1 source skipped:\n  a/b.avi: no video")
     assert "no classes" in text
     assert "at 2.5 frames/s" in text
+
+
+def test_splits_and_problems(fast_pack: tiny.TinyPack, tmp_path: Path) -> None:
+    path = with_splits(
+        fast_pack.path,
+        tmp_path / "split.nvpack",
+        {"train": ["left/one.avi", "right/nine.avi"], "test": ["right/nine.avi"], "none": []},
+        problems={"right/nine.avi": "it ends in mid-frame", "left/one.avi": "frame 1 is damaged"},
+    )
+    facts = describe_pack(Pack(path))
+    assert facts["splits"] == {"train": 2, "test": 1, "none": 0}
+    assert facts["partial"][0] == {
+        "path": "left/one.avi",
+        "problem": "frame 1 is damaged",
+        "num_frames": 1,
+        "num_source_frames": 1,
+        "num_nominal_frames": facts["partial"][0]["num_nominal_frames"],
+    }
+    lines = info_lines(facts)
+    assert lines[1:3] == [
+        "4 videos, 2 classes: left, right",
+        "3 splits, with their videos: train 2, test 1, none 0",
+    ]
+    assert lines[-4:] == [
+        "",
+        "2 sources kept in part:",
+        "  left/one.avi: frame 1 is damaged",
+        "  right/nine.avi: it ends in mid-frame",
+    ]
+    one = "\n".join(info_lines({**facts, "splits": {"\x1b[2J": 1}}))
+    assert "1 split, with their videos: \\x1b[2J 1\n" in one
+
+
+def test_the_first_of_many_problems(fast_pack: tiny.TinyPack) -> None:
+    facts = describe_pack(Pack(fast_pack.path))
+    for kind, words in (("skipped", "skipped"), ("partial", "kept in part")):
+        listed = [{"path": f"{n}.avi", "reason": "no video", "problem": "no video"} for n in range(7)]
+        for count, rest in ((5, []), (7, ["  and 2 more; --json has all of them"])):
+            told = info_lines({**facts, kind: listed[:count]})
+            expected = [f"{count} sources {words}:", *(f"  {n}.avi: no video" for n in range(5)), *rest]
+            assert told[-len(expected) :] == expected
 
 
 def test_quality_of_known_originals(fast_pack: tiny.TinyPack) -> None:

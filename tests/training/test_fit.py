@@ -9,38 +9,30 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from training_case import CPU, SIZE, make_data, make_dnerv
 
-from neuralloader.backends import BACKENDS, Backend, Units, network_of
-from neuralloader.clips import index_corpus, index_frames, index_units
+from neuralloader.backends import BACKENDS, Backend, Units
 from neuralloader.packfile import stored_parameters
+from neuralloader.training import batch_loss as batch_loss_module
 from neuralloader.training import fit as fit_module
+from neuralloader.training.clock import Duration
 from neuralloader.training.dataset import TrainingSet
-from neuralloader.training.fit import Duration, Progress, TrainingDiverged, encode_latents, fit
+from neuralloader.training.fit import Fitted, Progress, TrainingDiverged, encode_latents, fit
 from neuralloader.training.recipes import FAST, PAPER, Recipe
 
-CPU = torch.device("cpu")
-SIZE = (32, 48)
-LENGTHS = np.array([14, 1, 9])
 Config = Literal["fast", "paper"]
 
 
-def _data(frames_per_unit: int) -> TrainingSet:
-    clips, keys = index_corpus(LENGTHS, frames_per_clip=8, key_interval=8)
-    table = index_frames(clips, keys)
-    frames = np.concatenate([tiny.draw_frames(n, 100 * i, SIZE) for i, n in enumerate(LENGTHS)])
-    keyframes = frames[table.first_row[keys.video] + keys.frame]
-    return TrainingSet(frames, keyframes, table, index_units(clips, frames_per_unit), CPU)
-
-
 def _backend(config: Config, seed: int = 0) -> Backend:
+    if config == "fast":
+        return make_dnerv(seed)
     torch.manual_seed(seed)
-    network = tiny.small_paper_config(SIZE) if config == "paper" else network_of("dnerv", "fast", 16, SIZE)
-    return BACKENDS["dnerv", config][1](network)
+    return BACKENDS["dnerv", "paper"][1](tiny.small_paper_config(SIZE))
 
 
 def _fit(
     backend: Backend, data: TrainingSet, recipe: Recipe = FAST, *, epochs: int = 2, seed: int = 0
-) -> tuple[int, list[Progress]]:
+) -> tuple[Fitted, list[Progress]]:
     seen: list[Progress] = []
     duration = Duration(epochs=epochs)
     return fit(backend, data, recipe, duration, seed=seed, weight_bits=8, on_progress=seen.append), seen
@@ -49,31 +41,15 @@ def _fit(
 # --- how long -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({}, "give minutes or epochs, not both: minutes=None, epochs=None"),
-        ({"minutes": 1.0, "epochs": 1}, r"give minutes or epochs, not both: minutes=1\.0, epochs=1"),
-        ({"minutes": 0.0}, r"minutes=0\.0 must be above 0"),
-        ({"minutes": -1.0}, r"minutes=-1\.0 must be above 0"),
-        ({"minutes": float("nan")}, "minutes=nan must be above 0"),
-        ({"minutes": float("inf")}, "minutes=inf must be"),
-        ({"epochs": 0}, "epochs=0 must be above 0"),
-    ],
-)
-def test_durations_that_make_no_sense(arguments: dict[str, float], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        Duration(**arguments)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("config", ["fast", "paper"])
 def test_an_epoch_shows_every_clip_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = _backend(config)
-    data = _data(backend.frames_per_unit)
+    data = make_data(backend.frames_per_unit)
     shown: list[int] = []
-    original = TrainingSet.draw_clips
-    monkeypatch.setattr(TrainingSet, "draw_clips", lambda self, clips: shown.extend(clips) or original(self, clips))
-    steps, seen = _fit(backend, data, epochs=3)
+    original = TrainingSet.units_of_clips
+    monkeypatch.setattr(TrainingSet, "units_of_clips", lambda self, clips: shown.extend(clips) or original(self, clips))
+    fitted, seen = _fit(backend, data, epochs=3)
+    steps = fitted.steps
     assert len(shown) == 3 * len(data.trained_clips)
     epochs = [shown[i : i + len(data.trained_clips)] for i in range(0, len(shown), len(data.trained_clips))]
     assert [sorted(epoch) for epoch in epochs] == [list(range(len(data.trained_clips)))] * 3
@@ -90,7 +66,7 @@ def test_an_epoch_shows_every_clip_once(config: Config, monkeypatch: pytest.Monk
 
 def test_training_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(fit_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("neuralloader.training.clock.time.monotonic", lambda: now[0])
     seen: list[Progress] = []
 
     def tick(progress: Progress) -> None:
@@ -98,8 +74,9 @@ def test_training_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 6
 
     backend = _backend("fast")
-    steps = fit(backend, _data(1), FAST, Duration(minutes=0.5), seed=0, weight_bits=8, on_progress=tick)
-    assert steps == len(seen) == 5
+    fitted = fit(backend, make_data(), FAST, Duration(minutes=0.5), seed=0, weight_bits=8, on_progress=tick)
+    assert fitted.steps == len(seen) == 5
+    assert fitted.seconds == pytest.approx(30)
     assert [progress.done for progress in seen] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     assert [progress.seconds_left for progress in seen[1:]] == pytest.approx([24, 18, 12, 6])
 
@@ -110,47 +87,18 @@ def test_training_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("config", "recipe"), [("fast", FAST), ("paper", PAPER)])
 def test_it_learns(config: Config, recipe: Recipe) -> None:
     backend = _backend(config)
-    data = _data(backend.frames_per_unit)
-    batch = data.draw_clips(np.arange(len(data.trained_clips)))
-    torch.manual_seed(1)
-    before = float(fit_module._loss(backend, batch, recipe)[0].detach())
+    data = make_data(backend.frames_per_unit)
+    batch = data.draw_units(data.trained_units)
+    before = float(batch_loss_module.batch_loss(backend, batch, recipe)[0].detach())
     _fit(backend, data, replace(recipe, learning_rate=recipe.learning_rate * 4), epochs=12)
-    torch.manual_seed(1)
-    assert float(fit_module._loss(backend, batch, recipe)[0].detach()) < before
-
-
-def test_padding_is_no_target() -> None:
-    """What stands in a padded slot of the originals must not count."""
-    backend = _backend("paper")
-    data = _data(8)
-    batch = data.draw_clips(np.arange(len(data.trained_clips)))
-    assert not batch.valid.all()
-    loss, psnr = fit_module._loss(backend, batch, PAPER)
-    frames = batch.frames.clone()
-    frames.view(-1, 3, *SIZE)[~batch.valid] = 255
-    other, other_psnr = fit_module._loss(backend, replace(batch, frames=frames), PAPER)
-    assert torch.equal(loss, other)
-    assert torch.equal(psnr, other_psnr)
-    frames.view(-1, 3, *SIZE)[batch.valid] = 255
-    assert not torch.equal(fit_module._loss(backend, replace(batch, frames=frames), PAPER)[0], loss)
-
-
-def test_bits_have_their_price() -> None:
-    backend, data = _backend("fast"), _data(1)
-    batch = data.draw_clips(np.arange(len(data.trained_clips)))
-    losses = []
-    for price in (0.0, 1.0, 3.0):
-        torch.manual_seed(0)
-        losses.append(float(fit_module._loss(backend, batch, replace(FAST, rate_weight=price))[0].detach()))
-    assert losses[0] < losses[1] < losses[2]
-    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+    assert float(batch_loss_module.batch_loss(backend, batch, recipe)[0].detach()) < before
 
 
 @pytest.mark.parametrize("config", ["fast", "paper"])
 def test_the_same_seed_gives_the_same_weights(config: Config) -> None:
     def weights(seed: int) -> list[Tensor]:
         backend = _backend(config)
-        _fit(backend, _data(backend.frames_per_unit), seed=seed)
+        _fit(backend, make_data(backend.frames_per_unit), seed=seed)
         return [p.detach() for p in backend.parameters()]
 
     first, again, other = weights(3), weights(3), weights(4)
@@ -159,16 +107,16 @@ def test_the_same_seed_gives_the_same_weights(config: Config) -> None:
 
 
 def test_weights_are_rounded_in_the_last_share_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, data = _backend("fast"), _data(1)
+    backend, data = _backend("fast"), make_data()
     rounded: list[bool] = []
-    original = fit_module._loss
+    original = fit_module.batch_loss
     weight = max(stored_parameters(backend).values(), key=torch.numel)
 
-    def note(*arguments):
+    def note(*arguments, **named):
         rounded.append(len(weight[0].unique()) <= 16)  # 4 bits for each output channel
-        return original(*arguments)
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(fit_module, "_loss", note)
+    monkeypatch.setattr(fit_module, "batch_loss", note)
     recipe = replace(FAST, rounding_share=0.4)
     fit(backend, data, recipe, Duration(epochs=4), seed=0, weight_bits=4, on_progress=lambda progress: None)
     assert rounded == [False] * 12 + [True] * 8
@@ -179,7 +127,7 @@ def test_weights_are_rounded_in_the_last_share_of_the_training(monkeypatch: pyte
 
 
 def test_training_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, data = _backend("fast"), _data(1)
+    backend, data = _backend("fast"), make_data()
     before = [p.detach().clone() for p in backend.parameters()]
 
     def broken(self, features, units: Units, latents):
@@ -196,17 +144,17 @@ def test_training_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_single_bad_step_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, data = _backend("fast"), _data(1)
-    original, calls = fit_module._loss, [0]
+    backend, data = _backend("fast"), make_data()
+    original, calls = fit_module.batch_loss, [0]
 
-    def sometimes_broken(*arguments):
+    def sometimes_broken(*arguments, **named):
         calls[0] += 1
-        loss, psnr = original(*arguments)
-        return (loss * float("inf") if calls[0] % 3 == 0 else loss), psnr
+        got = original(*arguments, **named)
+        return got._replace(loss=got.loss * float("inf")) if calls[0] % 3 == 0 else got
 
-    monkeypatch.setattr(fit_module, "_loss", sometimes_broken)
-    steps, _ = _fit(backend, data, epochs=6)
-    assert steps == calls[0] == 30
+    monkeypatch.setattr(fit_module, "batch_loss", sometimes_broken)
+    fitted, _ = _fit(backend, data, epochs=6)
+    assert fitted.steps == calls[0] == 30
     assert all(torch.isfinite(p).all() for p in backend.parameters())
 
 
@@ -215,7 +163,7 @@ def test_a_single_bad_step_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("units_per_batch", [1, 5, 64])
 def test_latents_of_all_frames_but_key_frames_in_order(units_per_batch: int) -> None:
-    backend, data = _backend("fast"), _data(1)
+    backend, data = _backend("fast"), make_data()
     latents = encode_latents(backend, data, units_per_batch=units_per_batch)
     rows = np.flatnonzero(~data.table.all.is_key)
     assert latents.shape == (len(rows), *(backend.latent_shape or ()))
@@ -239,25 +187,25 @@ def _latent(backend: Backend, data: TrainingSet, row: int) -> np.ndarray:
 def test_frames_held_out_never_reach_the_loss(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """By their burnt-in counters: what the loss compares is every frame of the corpus but those."""
     backend = _backend(config)
-    data = _data(backend.frames_per_unit)
+    data = make_data(backend.frames_per_unit)
     held_out = data.table.all.frame % 3 == 2
     numbers = 100 * data.table.all.video + data.table.all.frame
     data = TrainingSet(data._frames, data._keyframes, data.table, data.units, CPU, held_out)  # type: ignore[arg-type]
     seen: set[int] = set()
-    original = fit_module.squared_error
+    original = batch_loss_module.squared_error
 
     def look(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         seen.update(counter.read((frame * 255).round().permute(1, 2, 0).numpy()) for frame in target)
         return original(predicted, target)
 
-    monkeypatch.setattr(fit_module, "squared_error", look)
+    monkeypatch.setattr(batch_loss_module, "squared_error", look)
     _fit(backend, data, epochs=1)
     assert seen == set(numbers[~held_out].tolist())
     assert held_out.sum() == 7
 
 
 def test_what_stands_in_frames_held_out_changes_nothing() -> None:
-    data = _data(1)
+    data = make_data()
     held_out = data.table.all.frame % 3 == 2
     weights = []
     for frames in (data._frames, np.where(held_out[:, None, None, None], 255 - data._frames, data._frames)):  # type: ignore
@@ -269,7 +217,7 @@ def test_what_stands_in_frames_held_out_changes_nothing() -> None:
 
 
 def test_latents_are_stored_of_frames_held_out_too() -> None:
-    backend, data = _backend("fast"), _data(1)
+    backend, data = _backend("fast"), make_data()
     held_out = np.ones(len(data.table), bool)
     held_out[0] = False
     less = TrainingSet(data._frames, data._keyframes, data.table, data.units, CPU, held_out)  # type: ignore[arg-type]

@@ -4,52 +4,43 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from training_case import SIZE, make_hnerv, make_video_data
 
-from neuralloader.backends import Backend, FastHNeRV, FastHNeRVConfig, FastNeRV, FastNeRVConfig
+from neuralloader.backends import Backend, FastNeRV, FastNeRVConfig
 from neuralloader.backends.stacked import get_network
-from neuralloader.clips import index_corpus, index_frames, index_units
 from neuralloader.training import videos as videos_module
+from neuralloader.training.clock import Duration
 from neuralloader.training.dataset import TrainingSet
-from neuralloader.training.fit import Duration, Progress, encode_latents
+from neuralloader.training.fit import Progress, encode_latents
 from neuralloader.training.recipes import FAST_FRAMES
-from neuralloader.training.videos import TrainedVideos, fit_videos, group_videos
+from neuralloader.training.videos import TrainedVideos, fit_videos, part_videos
 
-CPU = torch.device("cpu")
-SIZE = (32, 48)
 LENGTHS = np.array([9, 1, 5])
 RECIPE = replace(FAST_FRAMES, frames_per_network=2)
 
 
 def _data(lengths: np.ndarray = LENGTHS, held_out: np.ndarray | None = None) -> TrainingSet:
-    clips, keys = index_corpus(lengths, frames_per_clip=8, key_interval=None)
-    frames = np.concatenate([tiny.draw_frames(n, 100 * i, SIZE) for i, n in enumerate(lengths)])
-    keyframes = np.empty((0, *SIZE, 3), np.uint8)
-    return TrainingSet(frames, keyframes, index_frames(clips, keys), index_units(clips, 1), CPU, held_out, "video")
-
-
-def _hnerv() -> Backend:
-    return FastHNeRV(FastHNeRVConfig(SIZE, 8, encoder_width=8))
+    return make_video_data(lengths, held_out)
 
 
 def _nerv() -> Backend:
     return FastNeRV(FastNeRVConfig(SIZE, 8, stem_width=16))
 
 
-def _fit(data: TrainingSet, seen: list[Progress] | None = None, make=_hnerv, epochs: int = 3) -> TrainedVideos:
+def _fit(data: TrainingSet, seen: list[Progress] | None = None, make=make_hnerv, epochs: int = 3) -> TrainedVideos:
     torch.manual_seed(0)
     seen = [] if seen is None else seen
     return fit_videos(make, data, RECIPE, Duration(epochs=epochs), seed=0, weight_bits=8, on_progress=seen.append)
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (9, [5])])
-def test_groups_hold_every_video_once_those_of_like_length_together(most: int, sizes: list[int]) -> None:
+def test_parts_hold_every_video_once_those_of_like_length_together(most: int, sizes: list[int]) -> None:
     num_frames = np.array([7, 2, 9, 2, 5])
-    groups = group_videos(num_frames, most)
-    assert [len(group) for group in groups] == sizes
-    assert sorted(np.concatenate(groups).tolist()) == list(range(5))
-    assert num_frames[np.concatenate(groups)].tolist() == sorted(num_frames)
+    parts = part_videos(num_frames, most)
+    assert [len(part) for part in parts] == sizes
+    assert sorted(np.concatenate(parts).tolist()) == list(range(5))
+    assert num_frames[np.concatenate(parts)].tolist() == sorted(num_frames)
 
 
 def test_what_comes_of_it() -> None:
@@ -90,7 +81,7 @@ def test_videos_do_not_touch_one_another() -> None:
         assert not torch.equal(a[2], b[2]), name
 
 
-def test_groups_are_trained_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_trained_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     one_frame = SIZE[0] * SIZE[1] * _nerv().values_per_pixel
     monkeypatch.setitem(videos_module.VALUES_PER_STEP, "cpu", 2 * RECIPE.frames_per_network * one_frame)
     seen: list[Progress] = []
@@ -106,9 +97,9 @@ def test_groups_are_trained_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
 
 def test_each_network_learns_its_own_video() -> None:
     data = _data(np.array([4, 4]))
-    trained = _fit(data, epochs=60)
+    trained = _fit(data, epochs=100)
     assert trained.latents is not None
-    alone = _hnerv().eval()
+    alone = make_hnerv().eval()
     frames = torch.from_numpy(np.array(data._frames)).permute(0, 3, 1, 2) / 255
     errors = np.zeros((2, 2))
     alone.requires_grad_(False)
@@ -140,18 +131,18 @@ def test_held_out_frames_are_encoded_and_not_trained_on(monkeypatch: pytest.Monk
 
 
 def test_latents_are_those_of_the_videos_own_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: list[Backend] = []
+    stacks: list[Backend] = []
     original = videos_module.fit
     monkeypatch.setattr(
-        videos_module, "fit", lambda group, *args, **kw: groups.append(group) or original(group, *args, **kw)
+        videos_module, "fit", lambda stack, *args, **kw: stacks.append(stack) or original(stack, *args, **kw)
     )
     data = _data()
     trained = _fit(data)
     assert trained.latents is not None
-    order = group_videos(LENGTHS, 3)[0].tolist()
-    alone = _hnerv().eval()
+    order = part_videos(LENGTHS, 3)[0].tolist()
+    alone = make_hnerv().eval()
     for video, first in enumerate((0, 9, 10)):
-        get_network(groups[0], order.index(video), alone)
+        get_network(stacks[0], order.index(video), alone)
         units = np.arange(first, first + LENGTHS[video])
         expected = encode_latents(alone, data, units_per_batch=64, unit_rows=units)
         np.testing.assert_array_equal(trained.latents[units], expected)
