@@ -19,6 +19,7 @@ from pack_once import pack_once, pack_path
 
 from neuralloader.corpus.cache import ingest
 from neuralloader.corpus.find import find_videos
+from neuralloader.corpus.frames import FrameFiles
 from neuralloader.loading.decode import Decoder
 from neuralloader.metrics.quality import psnr_db, ssim
 from neuralloader.metrics.rate import bits_per_pixel
@@ -30,7 +31,7 @@ FRAMES_PER_STEP = 64
 ROUNDS = 3
 
 
-def scores(decoder: Decoder, originals: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def scores(decoder: Decoder, originals: np.ndarray | FrameFiles) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """PSNR and SSIM of each frame, some frames at a time."""
     for start in range(0, len(originals), FRAMES_PER_STEP):
         rows = np.arange(start, min(start + FRAMES_PER_STEP, len(originals)))

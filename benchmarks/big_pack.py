@@ -189,7 +189,11 @@ def profile_opening(path: Path) -> list[tuple[str, float, float]]:
         }
     with step("index_from_tensors: checked, made to objects"):
         index = index_from_tensors(
-            tables.__getitem__, num_classes=len(description.classes), frames_per_clip=description.frames_per_clip
+            tables.__getitem__,
+            reader.tensor_names,
+            num_classes=len(description.classes),
+            num_splits=len(description.splits),
+            frames_per_clip=description.frames_per_clip,
         )
     with step("index_frames: the table of all frames"):
         frames = index_frames(index.clips, index.keys)

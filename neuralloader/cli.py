@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_network(pack)
     _add_training(pack)
     _add_device(pack)
+    pack.add_argument("--dry-run", action="store_true", help="tell what this would take and make, and do nothing")
     pack.set_defaults(run=_pack)
 
     append = commands.add_parser("append", help="add videos to a pack without training")
@@ -226,6 +227,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _pack(options: argparse.Namespace) -> None:
     from neuralloader.packing import pack
     from neuralloader.training.clock import Duration
+    from neuralloader.training.dry_run import plan_run
+    from neuralloader.training.plan import plan_lines
     from neuralloader.training.settings import PackSettings
 
     if options.minutes is None and options.epochs is None:
@@ -260,7 +263,13 @@ def _pack(options: argparse.Namespace) -> None:
         tensorboard=options.tensorboard,
     )
     with StageBars() as bars:
-        result = pack(options.source, options.output, settings, report=bars.report)
+        if options.dry_run:
+            plan = plan_run(options.source, settings, report=bars.report)
+        else:
+            result = pack(options.source, options.output, settings, report=bars.report)
+    if options.dry_run:
+        print("\n".join(plan_lines(plan)))
+        return
     for note in result.notes:
         print(f"note: {note}")
     print(f"{result.path}: {result.size_bytes:,} bytes, {result.psnr_db:.2f} dB after {result.steps} steps")

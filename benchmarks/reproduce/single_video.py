@@ -28,8 +28,8 @@ from neuralloader.corpus.find import find_videos
 from neuralloader.loading.decode import Decoder
 from neuralloader.metrics.speed import calls_per_second
 from neuralloader.packfile import Pack, PackDescription, build_backend, round_latents, save_pack
-from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.clock import Duration
+from neuralloader.training.dataset import TrainingSet
 from neuralloader.training.fit import Progress, encode_latents, fit
 from neuralloader.training.memory import keep_freed_memory
 from neuralloader.training.recipes import KEY_INTERVALS, RECIPES

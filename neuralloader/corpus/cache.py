@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -26,12 +26,12 @@ from neuralloader.corpus.pool import ReaderPool
 from neuralloader.corpus.probe import ProbeTable, probe_with
 from neuralloader.corpus.read import SourceFacts
 from neuralloader.corpus.request import (
-    REQUEST_NAME,
-    SOURCES_NAME,
     Request,
     changed_settings,
+    describe_changes,
+    foreign_file,
     load_request,
-    name_some,
+    remove_files,
     save_request,
 )
 from neuralloader.corpus.settings import ReadSettings, Resize
@@ -41,7 +41,6 @@ from neuralloader.errors import SourceError
 OnError = Literal["raise", "skip", "keep-partial"]
 
 _MAX_LISTED = 20  # bad files named in one error
-_OWN_FILES = ("*.frames", "*.jsonl", "*.part", "*.tmp", REQUEST_NAME)
 _GONE = SkippedSource(name="", reason="the file is not there")
 
 
@@ -63,7 +62,7 @@ class FrameCache:
         self._per_chunk = request.sources_per_chunk
         self._is_temporary = is_temporary
         if is_temporary:
-            weakref.finalize(self, _remove, folder)
+            weakref.finalize(self, remove_files, folder)
 
     @classmethod
     def open(
@@ -108,7 +107,13 @@ class FrameCache:
         folder.mkdir(parents=True, exist_ok=True)
         request = load_request(folder)
         if request is None:
-            _check_empty(folder)
+            other = foreign_file(folder)
+            request = load_request(folder)  # another process of the same run may just have made it
+            if request is None and other is not None:
+                raise ValueError(
+                    f"the folder {folder} holds {other!r} and no cache of frames; use an empty or a new one"
+                )
+        if request is None:
             request = Request.of(settings, names)
             save_request(folder, request)
             return cls(folder, request, sources, is_temporary=is_temporary)
@@ -157,7 +162,7 @@ class FrameCache:
         missing = [place for chunk, entries in zip(chunks, kept, strict=True) for place in chunk.places[len(entries) :]]
         num_places = sum(len(chunk.places) for chunk in chunks)
         num_done = num_places - len(missing)
-        if progress:
+        if progress and num_places:
             progress(num_done, num_places)
         if not missing:
             return
@@ -166,7 +171,7 @@ class FrameCache:
         try:
             with (
                 ReaderPool(num_workers, timeout_seconds) as pool,
-                closing(self._read(pool, chunks, kept, missing)) as places,  # so that what is complete is written
+                closing(self._read(pool, chunks, kept, missing)) as places,  # so that its files are closed
             ):
                 for _ in places:
                     num_done += 1
@@ -243,7 +248,7 @@ class FrameCache:
     def remove(self) -> None:
         """Remove the folder, but for files that are not the cache's own. Frames that are in use stay readable where the
         system allows it (not on Windows)."""
-        _remove(self.folder)
+        remove_files(self.folder)
 
     def close(self) -> None:
         """Remove the folder if it is temporary."""
@@ -275,30 +280,25 @@ class FrameCache:
         """The entries of a chunk up to the first that is to be read again."""
         entries = chunk.read(verify=verify)
         for count, entry in enumerate(entries):
-            source_is_there = self._sources[entry.place] is not None
-            if not entry.is_whole and source_is_there and entry.identity != self._identity(entry.place):
-                return entries[:count]  # it has been mended, or so it seems
+            if entry.is_whole or entry.identity == self._identity(entry.place):
+                continue
+            has_gone = self._sources[entry.place] is None
+            if entry.facts is not None or not has_gone:  # mended, it seems; or gone, but some frames of it are here
+                return entries[:count]
         return entries
 
     def _changed_sources(self, names: Sequence[str], held: Sequence[str]) -> list[str]:
         """What is different, against what was read. Bad sources may have gone, or changed."""
-        bad_gone: set[str] = set()
+        bad: set[str] = set()
         changed: list[str] = []
         for chunk in self._chunks():
             for entry in chunk.read():
                 is_there = self._sources[entry.place] is not None
-                if not entry.is_whole and not is_there:
-                    bad_gone.add(held[entry.place])
-                elif entry.is_whole and is_there and entry.identity != self._identity(entry.place):
+                if not entry.is_whole:
+                    bad.add(held[entry.place])
+                elif is_there and entry.identity != self._identity(entry.place):
                     changed.append(held[entry.place])
-        here, before = set(names), set(held)
-        left = [name for name in held if name in here]
-        return [
-            *name_some("changed", changed),
-            *name_some("new", [name for name in names if name not in before]),
-            *name_some("gone", [name for name in held if name not in here and name not in bad_gone]),
-            *(["their order is another"] if left != [name for name in names if name in before] else []),
-        ]
+        return describe_changes(held, names, changed, may_be_gone=bad)
 
     def _check_space(self, probe: ProbeTable, *, num_missing: int) -> None:
         """Refuse to start what cannot end. The other shares are taken to need as much for each missing source."""
@@ -382,7 +382,7 @@ def ingest(
         return cache.load(on_error=on_error)
     except BaseException:
         if is_temporary:
-            _remove(folder)
+            remove_files(folder)
         raise
 
 
@@ -411,24 +411,6 @@ def _check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error={on_error!r} must be one of {', '.join(get_args(OnError))}")
 
 
-def _check_empty(folder: Path) -> None:
-    """Before a folder is taken for a cache; what a run leaves that was killed while making one does no harm."""
-    own = {SOURCES_NAME, *(path.name for path in folder.glob("*.tmp"))}
-    other = next((path.name for path in sorted(folder.iterdir()) if path.name not in own), None)
-    if other is not None:
-        raise ValueError(f"the folder {folder} holds {other!r} and no cache of frames; use an empty or a new one")
-
-
-def _remove(folder: Path) -> None:
-    """Remove the cache's files, the one that makes it a cache first, and the folder if nothing else is in it."""
-    (folder / REQUEST_NAME).unlink(missing_ok=True)
-    for pattern in _OWN_FILES:
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def _refusal(folder: Path, changes: Sequence[str]) -> ValueError:
     return ValueError(
         f"the cache of frames in {folder} is of something else: {'; '.join(changes)}; use another folder, or remove"
@@ -442,7 +424,10 @@ def _report(skipped: Sequence[SkippedSource], num_sources: int, *, can_skip: boo
     lines = [f"{each.name!r}: {each.reason}" for each in skipped[:_MAX_LISTED]]
     if len(skipped) > _MAX_LISTED:
         lines.append(f"and {len(skipped) - _MAX_LISTED} more")
-    way_out = 'mend or remove what is bad, or leave it out with on_error="skip" (--on-error skip)'
+    way_out = (
+        'mend or remove what is bad, or leave it out with on_error="skip" (--on-error skip),'
+        ' or keep what decodes with "keep-partial"'
+    )
     if len(skipped) == 1:
         return f"{head} {lines[0]}" + (f"; {way_out}" if can_skip else "")
     return "\n".join([head, *(f"  {line}" for line in lines), *([way_out] if can_skip else [])])

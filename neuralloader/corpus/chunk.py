@@ -3,14 +3,14 @@
     00007.frames   (num_frames, H, W, 3) uint8 without a header
     00007.jsonl    a line for each source, in order: where it stands in the corpus, what file it was, what became of it
 
-A line is written when its frames are safely on the disk, and holds a checksum of both. So whatever ends a run, the
-whole lines tell how far it came; what stands behind them in either file is cut off when reading goes on.
+A line is written right behind its frames, and holds a checksum of both. So whatever ends a run, the whole lines tell
+how far it came, and the checksums whether all of that has reached the disk; what stands behind them in either file is
+cut off when reading goes on.
 """
 
 import json
 import math
 import os
-import time
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,7 +25,6 @@ from neuralloader.corpus.read import SourceFacts
 
 _COPY_BYTES = 16 << 20
 _MAX_LINE_BYTES = 1 << 20
-_COMMIT_SECONDS = 1.0  # what a kill can cost; waiting for the disk after each short video would take longer than it
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,12 @@ class Chunk:
 
 
 class ChunkWriter:
-    """Goes on behind the entries of a chunk that stand. A context manager: leaving it writes what is complete.
+    """Goes on behind the entries of a chunk that stand. A context manager: leaving it closes the files.
 
     Args:
         chunk: the chunk.
         entries: those of `Chunk.read` to be kept, from the first on; what follows them is cut off.
-        durable: wait for the disk, so that the journal can be trusted after a loss of power.
+        durable: wait for the disk at the end.
 
     Raises:
         OSError: the files cannot be written, or another process is writing them.
@@ -120,8 +119,6 @@ class ChunkWriter:
 
     def __init__(self, chunk: Chunk, entries: Sequence[Entry], *, durable: bool):
         self._chunk, self._durable = chunk, durable
-        self._pending: list[bytes] = []
-        self._last_commit = time.monotonic()
         with ExitStack() as files:
             self._journal = files.enter_context(open(chunk.journal_path, "ab"))
             _lock(self._journal, chunk.journal_path)
@@ -138,7 +135,9 @@ class ChunkWriter:
 
     def __exit__(self, *exc_info: object) -> None:
         with self._files:
-            self._commit()
+            for file in (self._frames, self._journal) if self._durable else ():
+                file.flush()
+                os.fsync(file.fileno())
 
     def add(self, place: int, identity: Identity, result: StoredVideo | SkippedSource) -> None:
         """Take over what became of the next source; the file of its frames is removed.
@@ -162,22 +161,9 @@ class ChunkWriter:
         self._note(Entry(place, identity, result.facts), checksum)
 
     def _note(self, entry: Entry, frames_checksum: int) -> None:
-        self._pending.append(_write_line(entry, frames_checksum))
-        if time.monotonic() - self._last_commit > _COMMIT_SECONDS:
-            self._commit()
-
-    def _commit(self) -> None:
-        """Frames to the disk, then their lines."""
-        lines, self._pending = self._pending, []
-        if lines:
-            self._frames.flush()
-            if self._durable:
-                os.fsync(self._frames.fileno())
-            self._journal.write(b"".join(lines))
-            self._journal.flush()
-            if self._durable:
-                os.fsync(self._journal.fileno())
-        self._last_commit = time.monotonic()
+        self._frames.flush()
+        self._journal.write(_write_line(entry, frames_checksum))
+        self._journal.flush()
 
 
 def _write_line(entry: Entry, frames_checksum: int) -> bytes:

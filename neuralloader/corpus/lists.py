@@ -87,7 +87,7 @@ def read_lists(annotations: Sequence[str | Path]) -> list[ListedVideo]:
     for name, path in files:
         for readings, split, number in _read(path, name):
             if split is None and len(files) > 1:
-                split = _Split(printable(path.stem))
+                split = _Split(path.stem)
             lines.append((readings, split, _where(path, number)))
     if not lines:
         raise ValueError(f"{' '.join(printable(path.name) for _, path in files)}: no video is listed")
@@ -97,7 +97,7 @@ def read_lists(annotations: Sequence[str | Path]) -> list[ListedVideo]:
             numbers.setdefault(split.word, set()).add(split.number)
 
     def name_of(split: _Split) -> str:
-        return f"{split.word}{split.number}" if len(numbers[split.word]) > 1 else split.word
+        return printable(f"{split.word}{split.number}" if len(numbers[split.word]) > 1 else split.word)
 
     return [ListedVideo(readings, split and name_of(split), where) for readings, split, where in lines]
 

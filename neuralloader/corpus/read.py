@@ -4,7 +4,7 @@ path --(open: video_file | images | arrays)--> OpenedVideo --(select, resize)-->
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from neuralloader.corpus.opened import OpenedVideo
 from neuralloader.corpus.resize import resize_frame
 from neuralloader.corpus.selection import check_frame_rate, select_frames
 from neuralloader.corpus.settings import ReadSettings, Resize
-from neuralloader.corpus.video_file import open_file
+from neuralloader.corpus.video_file import UnsteadyError, open_damaged, open_file
 from neuralloader.errors import SourceError
 
 
@@ -90,7 +90,7 @@ def read_video(
     settings = ReadSettings(frame_rate, size, resize, image_frame_rate, keep_partial)
     frames: list[np.ndarray] = []
     try:
-        facts = decode_video(path, settings, store=frames.append)
+        facts = decode_video(path, settings, store=frames.append, restart=frames.clear)
     except SourceError as error:
         raise SourceError(f"{Path(path).name}: {error}") from error
     return DecodedVideo(frames=np.stack(frames), facts=facts)
@@ -101,6 +101,7 @@ def decode_video(
     settings: ReadSettings,
     *,
     store: Callable[[np.ndarray], object],
+    restart: Callable[[], object],
     announce: Callable[[int], object] = lambda num_frames: None,
 ) -> SourceFacts:
     """Decode a video frame by frame, holding one frame at a time.
@@ -109,6 +110,7 @@ def decode_video(
         path: as in `read_video`.
         settings: what to keep of it.
         store: called with each stored frame in order, (H, W, 3) uint8 RGB, which it must not change.
+        restart: called when the frames stored so far are to be forgotten: all come once more, in another way.
         announce: called before the first frame with the number of frames to expect; a few fewer may come.
 
     Returns:
@@ -118,7 +120,24 @@ def decode_video(
         SourceError: the file cannot be decoded to its end, and nothing of it is to be kept. The text is the reason
             alone, free of paths and the same on every run, so that it can be stored in a pack.
     """
-    opened = _open(path, settings.image_frame_rate, thorough=settings.keep_partial)
+    opened = _open(path, settings.image_frame_rate)
+    try:
+        return _decode(opened, settings, store, announce)
+    except UnsteadyError as error:
+        if not settings.keep_partial:
+            raise
+        problem = opened.problem or str(error)
+    restart()
+    facts = _decode(_open_damaged(path), settings, store, announce)
+    return replace(facts, num_nominal_frames=opened.num_nominal, problem=problem)
+
+
+def _decode(
+    opened: OpenedVideo,
+    settings: ReadSettings,
+    store: Callable[[np.ndarray], object],
+    announce: Callable[[int], object],
+) -> SourceFacts:
     selected = _select(opened, settings.frame_rate)
     if opened.problem and not settings.keep_partial:
         raise SourceError(opened.problem)
@@ -137,6 +156,8 @@ def decode_video(
                     store(resized)
                     num_stored += 1
             num_decoded += 1
+    except UnsteadyError:
+        raise
     except SourceError as error:
         problem = problem or str(error)
         if not (settings.keep_partial and num_stored):
@@ -158,16 +179,26 @@ def probe_video(path: Path, settings: ReadSettings) -> Probe:
     Raises:
         SourceError: as `decode_video`, where the damage shows at the start.
     """
-    opened = _open(path, settings.image_frame_rate, thorough=settings.keep_partial)
-    selected = _select(opened, settings.frame_rate)
+    opened = _open(path, settings.image_frame_rate)
     if opened.problem and not settings.keep_partial:
         raise SourceError(opened.problem)
+    try:
+        size = _first_size(opened)
+    except UnsteadyError:
+        if not settings.keep_partial:
+            raise
+        size = _first_size(_open_damaged(path))
+    return Probe(len(_select(opened, settings.frame_rate)), opened.num_nominal, size)
+
+
+def _first_size(opened: OpenedVideo) -> tuple[int, int]:
+    """(height, width) of the first frame."""
     is_wanted = np.zeros(len(opened.times), bool)
     is_wanted[0] = True
     first = next(opened.frames(is_wanted), None)
     if first is None:
         raise SourceError("its first frame is missing")
-    return Probe(len(selected), opened.num_nominal, (int(first.shape[0]), int(first.shape[1])))
+    return int(first.shape[0]), int(first.shape[1])
 
 
 def stored_numbers(path: Path, frame_rate: float | None, num_stored: int) -> np.ndarray:
@@ -193,7 +224,7 @@ def _select(opened: OpenedVideo, frame_rate: float | None) -> np.ndarray:
     return select_frames(opened.times, opened.source_rate, frame_rate)
 
 
-def _open(path: Path, image_frame_rate: float = 30.0, *, thorough: bool = False) -> OpenedVideo:
+def _open(path: Path, image_frame_rate: float = 30.0) -> OpenedVideo:
     """Open whatever is there."""
     path = Path(path).absolute()
     try:
@@ -205,6 +236,13 @@ def _open(path: Path, image_frame_rate: float = 30.0, *, thorough: bool = False)
             raise SourceError("not a regular file")
         if path.suffix == ARRAY_SUFFIX:
             return ArrayFile(path, image_frame_rate)
-        return open_file(path, thorough=thorough)
+        return open_file(path)
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror}") from error
+
+
+def _open_damaged(path: Path) -> OpenedVideo:
+    try:
+        return open_damaged(Path(path).absolute())
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from error

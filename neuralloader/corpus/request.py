@@ -8,7 +8,8 @@ Labels and splits are no part of it: they change without a frame being read agai
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from neuralloader.corpus.settings import ReadSettings
 
 VERSION = 1
 REQUEST_NAME, SOURCES_NAME = "request.json", "sources.jsonl"
-NAMED_IN_ERRORS = 3  # sources of each kind
 
+_NAMED_IN_ERRORS = 3  # sources of each kind
 _MAX_PER_CHUNK = 256
 _MIN_CHUNKS, _MAX_CHUNKS = 16, 512  # for several processes to share a small corpus; of open files for a large one
 
@@ -72,7 +73,7 @@ def load_request(folder: Path) -> Request | None:
         if version != VERSION:
             raise ValueError(f"its version is {version!r}, this program knows {VERSION}")
         num_sources, per_chunk = record.pop("num_sources"), record.pop("sources_per_chunk")
-        settings = ReadSettings(**{**record, "size": tuple(record["size"])})
+        settings = ReadSettings(**record)
         with open(folder / SOURCES_NAME, encoding="utf-8") as file:
             names = [json.loads(line)["name"] for line in file]
         if type(per_chunk) is not int or per_chunk < 1 or len(names) != num_sources:
@@ -90,12 +91,43 @@ def changed_settings(was: ReadSettings, now: ReadSettings) -> list[str]:
     return [f"{name} was {before[name]} and is {after[name]}" for name in before if before[name] != after[name]]
 
 
-def name_some(what: str, names: Sequence[str]) -> list[str]:
-    """Such as "2 videos are new ('a', 'b')"; nothing if there are none."""
-    if not names:
-        return []
-    shown = ", ".join(map(repr, names[:NAMED_IN_ERRORS])) + (", ..." if len(names) > NAMED_IN_ERRORS else "")
-    return [f"{len(names)} {'video is' if len(names) == 1 else 'videos are'} {what} ({shown})"]
+def describe_changes(
+    held: Sequence[str], names: Sequence[str], changed: Sequence[str], *, may_be_gone: Set[str]
+) -> list[str]:
+    """Such as "2 videos are new ('a', 'b')".
+
+    Args:
+        held: names of the sources that the folder is of.
+        names: of those that are asked for.
+        changed: of those that are other files by now.
+        may_be_gone: of those whose absence is no difference.
+    """
+    here, before = set(names), set(held)
+    new = [name for name in names if name not in before]
+    gone = [name for name in held if name not in here and name not in may_be_gone]
+    is_in_order = [name for name in held if name in here] == [name for name in names if name in before]
+    changes = [_name_some(what, some) for what, some in (("changed", changed), ("new", new), ("gone", gone)) if some]
+    return changes if is_in_order else [*changes, "their order is another"]
+
+
+def foreign_file(folder: Path) -> str | None:
+    """What makes a folder no place for a new cache; what a run leaves that was killed while making one does no harm."""
+    own = {SOURCES_NAME, *(path.name for path in folder.glob("*.tmp"))}
+    return next((path.name for path in sorted(folder.iterdir()) if path.name not in own), None)
+
+
+def remove_files(folder: Path) -> None:
+    """Remove the cache's files, the one that makes it a cache first, and the folder if nothing else is in it."""
+    for pattern in (REQUEST_NAME, "*.frames", "*.jsonl", "*.part", "*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _name_some(what: str, names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_NAMED_IN_ERRORS])) + (", ..." if len(names) > _NAMED_IN_ERRORS else "")
+    return f"{len(names)} {'video is' if len(names) == 1 else 'videos are'} {what} ({shown})"
 
 
 def _replace(path: Path, lines: Iterable[Any]) -> None:

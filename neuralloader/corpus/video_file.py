@@ -25,12 +25,11 @@ MAX_PACKETS_WITHOUT_PICTURE = 3
 _MAX_ATTEMPTS = 8
 
 
-def open_file(path: Path, *, thorough: bool = False) -> OpenedVideo:
+def open_file(path: Path) -> OpenedVideo:
     """Open a video file.
 
     Args:
         path: the file, absolute: FFmpeg takes `-`, `http:` and the like at the start of a relative name for options.
-        thorough: read a damaged file several times, to get at all frames before the damage.
 
     Raises:
         SourceError: it is no video, or a damaged one.
@@ -40,13 +39,30 @@ def open_file(path: Path, *, thorough: bool = False) -> OpenedVideo:
     try:
         if is_transport_stream(path) and _has_pyav():  # decord goes back to its start by time, and may land behind it
             return PyAVVideo(path, problem)
-        return DecordVideo(path, promise, problem, thorough=thorough)
+        return DecordVideo(path, promise, problem)
     except _UnknownToDecord as error:
         if not _has_pyav():
             raise SourceError(problem or f"{error}; `pip install av` may provide a decoder that can") from error
         return PyAVVideo(path, problem)
     except SourceError as error:
         raise SourceError(problem or str(error)) from error
+
+
+def open_damaged(path: Path) -> OpenedVideo:
+    """Open a file that has raised an `UnsteadyError`, so that the frames before its damage come, the same every time.
+
+    PyAV loses none of them. Where it is not installed decord reads several times, which nearly always finds all.
+
+    Raises:
+        SourceError: it cannot be opened.
+        OSError: it cannot be read.
+    """
+    promise, problem = _read_promise(path)
+    return PyAVVideo(path, problem) if _has_pyav() else DecordVideo(path, promise, problem, is_damaged=True)
+
+
+class UnsteadyError(SourceError):
+    """The decoder stopped at an error after some frames, more or fewer by the timing of its threads."""
 
 
 class _UnknownToDecord(SourceError):
@@ -56,8 +72,8 @@ class _UnknownToDecord(SourceError):
 class DecordVideo(OpenedVideo):
     """A file that decord has opened: all packets are counted, nothing is decoded."""
 
-    def __init__(self, path: Path, promise: Promise, problem: str, *, thorough: bool):
-        self._path, self._thorough = path, thorough
+    def __init__(self, path: Path, promise: Promise, problem: str, *, is_damaged: bool = False):
+        self._path, self._is_damaged = path, is_damaged
         self._reader = _open_decord(path)
         num_packets = len(self._reader)
         rate = self._reader.get_avg_fps()
@@ -72,10 +88,12 @@ class DecordVideo(OpenedVideo):
     def frames(self, is_wanted: np.ndarray) -> Iterator[np.ndarray | None]:
         import decord
 
+        # The count stays out of the reason, as it depends on timing.
+        reason = f"damaged: decoding stops with an error before the last of its {self.num_nominal} frames"
         num_done = 0  # frames handed out
         for attempt in range(_MAX_ATTEMPTS):
-            # After an error decord loses the frames it has decoded ahead, more or fewer by the timing of its threads.
-            # So that a damaged file gives the same frames every time, it is read until it ends twice at the furthest.
+            # After an error decord loses the frames it has decoded ahead, more or fewer. A file that is known to be
+            # damaged is read until it ends twice at the furthest.
             furthest, reached = num_done, 0
             try:
                 for decoded in _decode(self._reader if attempt == 0 else _open_decord(self._path)):
@@ -85,10 +103,10 @@ class DecordVideo(OpenedVideo):
                         num_done = reached
                 break
             except decord.DECORDError as error:
-                if not self._thorough or (attempt and reached == furthest) or attempt == _MAX_ATTEMPTS - 1:
-                    # The count stays out of the reason, as it depends on timing.
-                    text = f"damaged: decoding stops with an error before the last of its {self.num_nominal} frames"
-                    raise SourceError(text) from error
+                if not self._is_damaged:
+                    raise UnsteadyError(reason) from error
+                if (attempt and reached == furthest) or attempt == _MAX_ATTEMPTS - 1:
+                    raise SourceError(reason) from error
         _check_all_came(num_done, self.num_nominal)
 
 
@@ -96,7 +114,7 @@ class PyAVVideo(OpenedVideo):
     """A file that PyAV has opened: all packets are counted, nothing is decoded."""
 
     def __init__(self, path: Path, problem: str):
-        import av
+        import av.error
 
         self._path = path
         try:
@@ -105,7 +123,7 @@ class PyAVVideo(OpenedVideo):
                 rate = float(stream.average_rate or stream.guessed_rate or 0)
                 packets = [packet.pts for packet in container.demux(stream) if packet.size]
                 unit = float(stream.time_base or 0)
-        except (av.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, ValueError) as error:
             raise SourceError("not a video, or damaged: no video stream can be opened") from error
         if not packets:
             raise SourceError("its video stream is empty")
@@ -116,7 +134,7 @@ class PyAVVideo(OpenedVideo):
         super().__init__(frame_times(stamps - stamps[0], rate), rate, 0 if problem else len(packets), problem)
 
     def frames(self, is_wanted: np.ndarray) -> Iterator[np.ndarray | None]:
-        import av
+        import av.error
 
         num_done = 0
         try:
@@ -131,7 +149,7 @@ class PyAVVideo(OpenedVideo):
                         else None
                     )
                     num_done += 1
-        except av.FFmpegError as error:
+        except av.error.FFmpegError as error:
             text = f"damaged: decoding stops with an error before the last of its {self.num_nominal} frames"
             raise SourceError(text) from error
         _check_all_came(num_done, self.num_nominal)

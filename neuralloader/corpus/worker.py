@@ -68,7 +68,7 @@ def serve(read: Callable[[dict[str, Any]], dict[str, Any]], *, prepare: Callable
 
 def read(task: dict[str, Any]) -> dict[str, Any]:
     """Decode the task's video into its part file, which is removed again when that fails; or count its frames."""
-    settings = ReadSettings(**{**task["settings"], "size": tuple(task["settings"]["size"])})
+    settings = ReadSettings(**task["settings"])
     path = Path(task["path"])
     try:
         if "part" in task:
@@ -90,6 +90,7 @@ def _read_to_part(path: Path, settings: ReadSettings, part: Path) -> dict[str, A
                 path,
                 settings,
                 store=lambda frame: file.write(np.ascontiguousarray(frame).data),
+                restart=lambda: file.truncate(file.seek(0)),
                 announce=check_space,
             )
         return {"facts": asdict(facts)}

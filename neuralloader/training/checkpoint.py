@@ -1,7 +1,8 @@
 """A training's state on the disk: tensors and a few numbers in one safetensors file, replaced whole. Never a pickle.
 
-    metadata "neuralloader.checkpoint"   JSON: version, the numbers, and the sha256 of each tensor's bytes
-    tensors                              by name
+    metadata "neuralloader.checkpoint"          JSON: version, the numbers, and the sha256 of each tensor
+             "neuralloader.checkpoint.sha256"   of that text
+    tensors                                     by name
 
 A file that is damaged, cut short or made by somebody else gives a CheckpointError, and nothing is taken from it.
 """
@@ -22,6 +23,7 @@ from neuralloader.container.replace import replacing
 
 VERSION = 1
 METADATA_KEY = "neuralloader.checkpoint"
+SHA256_KEY = "neuralloader.checkpoint.sha256"
 MAX_COUNT = 2**53  # of steps, seconds and the like
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"})  # names of safetensors
 
@@ -97,7 +99,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> int:
         "numbers": checkpoint.numbers,
         "sha256": {name: _sha256(tensor) for name, tensor in tensors.items()},
     }
-    data = save(tensors, {METADATA_KEY: json.dumps(told, sort_keys=True)})
+    text = json.dumps(told, sort_keys=True)
+    data = save(tensors, {METADATA_KEY: text, SHA256_KEY: hashlib.sha256(text.encode()).hexdigest()})
     with replacing(path, num_bytes=len(data), overwrite=True) as file:
         file.write(data)
     return len(data)
@@ -132,8 +135,13 @@ def refuse(path: Path, reason: str) -> CheckpointError:
 
 
 def _read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError("it is no checkpoint of a training")
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(SHA256_KEY):
+        raise CheckpointError("its numbers do not match their sha256")
     try:
-        told = json.loads(metadata[METADATA_KEY])
+        told = json.loads(text)
         version = told["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError("it is no checkpoint of a training") from error

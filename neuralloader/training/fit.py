@@ -7,7 +7,7 @@ interrupted goes on from its checkpoint as if nothing had been, and several proc
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -177,8 +177,9 @@ class _Training:
             self.offsets = LatentOffsets(num_latents, backend.latent_shape, data.device)
         self._running_psnr = _RunningMean()
         self._bad_steps = torch.zeros(backend.num_networks or 1, dtype=torch.int64)  # in a row, of each network
-        self._num_evaluations, self._best_score = 0, -np.inf
-        self._best: dict[str, Tensor] = {}  # what was learned, when an evaluation was best
+        self._num_evaluations = 0
+        self._best_result: Evaluation | None = None
+        self._best: dict[str, Tensor] = {}  # what was learned by then
         self.has_reached_target = self.is_finished = False
 
     @property
@@ -194,9 +195,9 @@ class _Training:
         own = self.group.part(len(unit_rows))
         chance = torch.Generator().manual_seed(_mix(self._seed, self.clock.steps))
         noise = self._draw_noise(len(unit_rows), chance)
-        latent_rows = self.offsets.rows(self.data, unit_rows) if self.offsets and self._is_offset(done) else None
-        offsets = None
-        if self.offsets and latent_rows is not None:
+        latent_rows = offsets = None
+        if self.offsets is not None and self._is_offset(done):
+            latent_rows = self.offsets.rows(self.data, unit_rows)
             offsets = self.offsets.at(latent_rows[self._frames(own)]).requires_grad_()
         self.backend.zero_grad()
         with rounded_weights(self.backend, self._weight_bits) if self._is_rounded(done) else nullcontext():
@@ -208,7 +209,7 @@ class _Training:
             self._optimizer.step(done)
         if is_finite.all():
             self._running_psnr.add(math.nan if got is None else float(got.psnr_db))
-        if self.offsets and latent_rows is not None:
+        if self.offsets is not None and latent_rows is not None:
             gradients = torch.zeros(len(latent_rows), *self.offsets.shape, device=latent_rows.device)
             if offsets is not None and offsets.grad is not None:
                 gradients[self._frames(own)] = offsets.grad
@@ -280,11 +281,10 @@ class _Training:
         """Measure the network as it would be stored now, keep it if it is the best so far; gives a line for the log."""
         result = self._measure(done)
         self._num_evaluations = int(done * NUM_EVALUATIONS)
-        if self._rate is not None and result.latent_bits > 0:
+        if self._rate is not None and result.latent_bits > 0 and result.coded_latent_bits > 0:
             self._rate.calibrate(result.coded_latent_bits / result.latent_bits)
-        score = self._score(result)
-        if score > self._best_score:
-            self._best_score = score
+        if self._score(result) > self._score(self._best_result):
+            self._best_result = result
             self._best = {name: tensor.detach().cpu().clone() for name, tensor in self._learned().items()}
         self.has_reached_target = self._target_psnr_db is not None and result.psnr_db >= self._target_psnr_db
         height, width = self.data.frame_size
@@ -303,7 +303,8 @@ class _Training:
         """Take an earlier network where the last one is worse, or gives no numbers at all."""
         if 0 < self._bad_steps.max() == self.clock.steps:
             raise TrainingDiverged(f"training diverged: none of its {self.clock.steps} losses was finite")
-        if self._best and not self._score(self._measure(1.0)) >= self._best_score - GUARD_DB:
+        best_score = self._score(self._best_result)
+        if self._best and not self._score(self._measure(1.0)) >= best_score - GUARD_DB:  # also where it is NaN
             for name, mine in self._learned().items():
                 mine.copy_(self._best[name])
         self.is_finished = True
@@ -312,8 +313,10 @@ class _Training:
         offsets = self.offsets if self._is_offset(done) else None
         return evaluate(self.backend, self.data, self._sample, self._weight_bits, offsets, self.group)
 
-    def _score(self, result: Evaluation) -> float:
-        """What training maximises; where a budget is to be met, of two networks that meet it the better one."""
+    def _score(self, result: Evaluation | None) -> float:
+        """What training maximises, at the price that latents have by now; of no evaluation, less than that of any."""
+        if result is None:
+            return -math.inf
         height, width = self.data.frame_size
         price = self.recipe.rate_weight * (1.0 if self._rate is None else self._rate.factor)
         return result.psnr_db - price * result.latent_bits / (height * width)
@@ -328,11 +331,12 @@ class _Training:
             "psnr_sum": self._running_psnr.sum,
             "psnr_weight": self._running_psnr.weight,
             "evaluations": self._num_evaluations,
-            "has_best": bool(self._best),
-            "best_score": self._best_score if self._best else 0.0,
+            "has_best": self._best_result is not None,
             "has_reached_target": self.has_reached_target,
             "is_finished": self.is_finished,
         }
+        if self._best_result is not None:
+            numbers |= {f"best_{name}": value for name, value in asdict(self._best_result).items()}
         if self._rate is not None:
             numbers |= {f"rate_{name}": value for name, value in self._rate.state().items()}
         return Checkpoint(self._tensors() | _prefixed("best", self._best), numbers)
@@ -347,26 +351,26 @@ class _Training:
         mine, has_best = self._tensors(), kept.flag("has_best")
         best = _prefixed("best", self._learned()) if has_best else {}
         tensors = kept.tensors_like(mine | best)
-        steps, seconds = kept.count("steps"), kept.number("seconds")
+        self.clock.go_on(kept.count("steps"), kept.number("seconds"))
         self._running_psnr = _RunningMean(kept.number("psnr_sum"), kept.number("psnr_weight"))
         self._num_evaluations = kept.count("evaluations")
-        self._best_score = kept.number("best_score") if has_best else -np.inf
         self.has_reached_target, self.is_finished = kept.flag("has_reached_target"), kept.flag("is_finished")
-        for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
-        self._best = {name.removeprefix("best."): tensors[name] for name in best}
+        if has_best:
+            self._best_result = Evaluation(*(kept.number(f"best_{field.name}") for field in fields(Evaluation)))
+            self._best = {name.removeprefix("best."): tensors[name] for name in best}
         if self._rate is not None:
             self._rate.load_state({name: kept.number(f"rate_{name}") for name in self._rate.state()})
-        self.clock.go_on(steps, seconds)
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
 
     def _learned(self) -> dict[str, Tensor]:
         """What training changes, by name: the very tensors."""
         learned = {f"network.{name}": p.data for name, p in self.backend.named_parameters()}
-        return learned | ({"offsets": self.offsets.values} if self.offsets else {})
+        return learned if self.offsets is None else {**learned, "offsets": self.offsets.values}
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors that later steps depend on, but for the best network: the very tensors."""
-        offsets = _prefixed("offsets", self.offsets.state()) if self.offsets else {}
+        offsets = {} if self.offsets is None else _prefixed("offsets", self.offsets.state())
         learned, optimizer = _prefixed("learned", self._learned()), _prefixed("optimizer", self._optimizer.state())
         return learned | optimizer | offsets | {"bad_steps": self._bad_steps}
 

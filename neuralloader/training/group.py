@@ -59,7 +59,7 @@ class Group:
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
         """Replace a float32 tensor by its sum over the group. Waits for all."""
-        if self.size > 1:
+        if self.size > 1 and tensor.numel():
             self._reduce(tensor)
         return tensor
 
@@ -67,6 +67,14 @@ class Group:
         """This process's share of so many things, none of them another's; of a few, the first processes get one."""
         start, end = (-(-length * rank // self.size) for rank in (self.rank, self.rank + 1))
         return slice(start, end)
+
+    def device(self, wanted: torch.device | None) -> torch.device:
+        """Where this process trains: where it is told to, else on CUDA if it is there; each on a GPU of its own."""
+        device = wanted or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.size > 1 and device.type == "cuda":
+            device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(device)
+        return device
 
     def wait(self) -> None:
         """Until all have come here."""

@@ -97,7 +97,7 @@ class _Run:
     report: Report
 
     def pack(self) -> PackResult:
-        settings, device = self.settings, _device(self.settings, self.group)
+        settings, device = self.settings, self.group.device(self.settings.device)
         corpus = read_frames(
             self.found,
             self.folder,
@@ -258,14 +258,6 @@ def _tables(corpus: Ingested, key_interval: int | None) -> tuple[ClipTable, Keyf
     num_frames = np.array([video.num_frames for video in corpus.videos])
     clips, keys = index_corpus(num_frames, frames_per_clip=FRAMES_PER_CLIP, key_interval=key_interval)
     return clips, keys, index_frames(clips, keys)
-
-
-def _device(settings: PackSettings, group: Group) -> torch.device:
-    device = settings.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if group.size > 1 and device.type == "cuda":
-        device = torch.device("cuda", group.local_rank)
-        torch.cuda.set_device(device)
-    return device
 
 
 def _keep_quiet(stage: Stage, done: float, note: str) -> None:

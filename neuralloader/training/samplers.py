@@ -99,7 +99,12 @@ def open_sampler(
     by_frame = recipe.frames_per_step is not None and backend.frames_per_unit == 1
     items, units_of = (data.trained_units, _themselves) if by_frame else (data.trained_clips, data.units_of_clips)
     wanted = recipe.frames_per_step if by_frame else recipe.clips_per_step
-    return CorpusSampler(items, units_of, max(1, min(wanted or 1, len(items) // STEPS_PER_EPOCH)), seed)
+    return CorpusSampler(items, units_of, items_per_step(len(items), wanted or 1), seed)
+
+
+def items_per_step(num_items: int, wanted: int) -> int:
+    """Clips or frames in a step: as many as a recipe wants, or fewer where there would be few steps in an epoch."""
+    return max(1, min(wanted, num_items // STEPS_PER_EPOCH))
 
 
 def _themselves(units: np.ndarray) -> np.ndarray:

@@ -92,6 +92,7 @@ def test_frames_are_handed_on_one_at_a_time_after_their_number(tmp_path: Path) -
         _write(tmp_path / "a.avi", 6),
         ReadSettings(frame_rate=5, size=(64, 80)),
         store=lambda frame: calls.append(f"frame {counter.read(frame)}"),
+        restart=lambda: calls.append("restart"),
         announce=lambda num_frames: calls.append(f"announce {num_frames}"),
     )
     assert calls == ["announce 3", "frame 0", "frame 2", "frame 4"]

@@ -89,9 +89,9 @@ def test_it_learns(config: Config, recipe: Recipe) -> None:
     backend = _backend(config)
     data = make_data(backend.frames_per_unit)
     batch = data.draw_units(data.trained_units)
-    before = float(batch_loss_module.batch_loss(backend, batch, recipe)[0].detach())
+    before = float(batch_loss_module.batch_loss(backend, batch, recipe).loss.detach())
     _fit(backend, data, replace(recipe, learning_rate=recipe.learning_rate * 4), epochs=12)
-    assert float(batch_loss_module.batch_loss(backend, batch, recipe)[0].detach()) < before
+    assert float(batch_loss_module.batch_loss(backend, batch, recipe).loss.detach()) < before
 
 
 @pytest.mark.parametrize("config", ["fast", "paper"])

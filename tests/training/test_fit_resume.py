@@ -16,6 +16,7 @@ from neuralloader.backends import FastDNeRV, network_of
 from neuralloader.training import fit as fit_module
 from neuralloader.training import videos as videos_module
 from neuralloader.training.augment import Change
+from neuralloader.training.batch_loss import BatchLoss
 from neuralloader.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from neuralloader.training.clock import Duration
 from neuralloader.training.evaluate import Evaluation
@@ -192,7 +193,7 @@ def test_an_earlier_network_is_remembered(tmp_path: Path, monkeypatch: pytest.Mo
 
     def measure(self: Any, done: float) -> Evaluation:
         seen[self.clock.steps] = {name: p.detach().clone() for name, p in self.backend.named_parameters()}
-        return Evaluation(40.0 if self.clock.steps == 3 else 30.0, 0.0)
+        return Evaluation(40.0 if self.clock.steps == 3 else 30.0, 0.0, 0.0)
 
     monkeypatch.setattr(fit_module._Training, "_measure", measure)
     fitted, weights = _fit(Run(tmp_path, (5, 4)))
@@ -205,10 +206,10 @@ def test_an_earlier_network_is_remembered(tmp_path: Path, monkeypatch: pytest.Mo
 def test_bad_steps_in_a_row_are_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = fit_module.batch_loss, [0]
 
-    def broken_from_the_fourth_on(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    def broken_from_the_fourth_on(*arguments: Any, **named: Any) -> BatchLoss:
         calls[0] += 1
-        loss, psnr = original(*arguments, **named)
-        return loss * float("nan") if calls[0] > 3 else loss, psnr
+        got = original(*arguments, **named)
+        return got._replace(loss=got.loss * float("nan")) if calls[0] > 3 else got
 
     monkeypatch.setattr(fit_module, "batch_loss", broken_from_the_fourth_on)
     with pytest.raises(TrainingDiverged, match=r"after 22 steps: 20 losses in a row were not finite"):
@@ -407,7 +408,7 @@ NOTHING: tuple[Any, ...] = (None, "3", [], {}, 10**400, float("nan"), float("inf
     ("names", "nonsense"),
     [
         (("steps", "evaluations"), (*NOTHING, -1, 0.5, True)),
-        (("seconds", "psnr_sum", "psnr_weight", "best_score"), (*NOTHING, True)),
+        (("seconds", "psnr_sum", "psnr_weight", "best_psnr_db", "best_latent_bits"), (*NOTHING, True)),
         (("has_best", "has_reached_target", "is_finished"), (*NOTHING, 1, 0)),
     ],
 )
