@@ -44,6 +44,11 @@ class Clock:
         """As if so many steps had just been done in so many seconds."""
         self.steps, self._start = steps, time.monotonic() - seconds
 
+    @property
+    def is_by_steps(self) -> bool:
+        """Whether steps count, and not the time."""
+        return self._limit_steps is not None
+
     def seconds(self) -> float:
         """Since the training began."""
         return time.monotonic() - self._start

@@ -34,6 +34,7 @@ from neuralloader.training.samplers import open_sampler
 
 MAX_BAD_STEPS = 20  # in a row, before training is given up
 NUM_EVALUATIONS = 20  # spread over a training
+MAX_EVALUATION_SHARE = 0.03  # of a training by the clock
 GUARD_DB = 0.05  # an earlier network is taken where the last one is worse by more
 
 
@@ -123,14 +124,17 @@ def fit(
     backend.train()
     with keeper.watching() as watch:
         while not training.is_finished:
-            own_done = training.clock.done() if group.is_first else 0.0  # clocks differ: the first process's counts
-            done, num_stopped = group.sum([own_done, watch.is_stopped])
+            own = [0.0, 0.0]  # clocks differ: the first process's counts
+            if group.is_first:
+                own_done = training.clock.done()
+                own = [own_done, training.is_evaluation_due(own_done)]
+            done, is_evaluation_due, num_stopped = group.sum([*own, watch.is_stopped])
             if num_stopped:
                 if group.is_first:
                     keeper.write(training.state())
                 group.wait()  # torchrun ends the others as soon as one has ended
                 raise keeper.interrupted()
-            if training.is_evaluation_due(done):
+            if is_evaluation_due:
                 line = training.evaluate(done)
                 if group.is_first:
                     keeper.log(line)
@@ -180,6 +184,7 @@ class _Training:
         self._num_evaluations = 0
         self._best_result: Evaluation | None = None
         self._best: dict[str, Tensor] = {}  # what was learned by then
+        self._last_evaluation_at = self._evaluation_seconds = 0.0
         self.has_reached_target = self.is_finished = False
 
     @property
@@ -274,13 +279,22 @@ class _Training:
     # --- evaluations ------------------------------------------------------------------------------------------------
 
     def is_evaluation_due(self, done: float) -> bool:
-        """Evaluations lie evenly in a training, the last one at its end."""
-        return self.clock.steps > 0 and done * NUM_EVALUATIONS >= self._num_evaluations + 1
+        """Evaluations lie evenly in a training, the last one at its end.
+
+        By the clock, those between are left out that would take more than a few percent of the time.
+        """
+        if self.clock.steps == 0 or done * NUM_EVALUATIONS < self._num_evaluations + 1:
+            return False
+        waited = self.clock.seconds() - self._last_evaluation_at
+        return done >= 1 or self.clock.is_by_steps or waited >= self._evaluation_seconds / MAX_EVALUATION_SHARE
 
     def evaluate(self, done: float) -> dict[str, Any]:
         """Measure the network as it would be stored now, keep it if it is the best so far; gives a line for the log."""
+        start = self.clock.seconds()
         result = self._measure(done)
         self._num_evaluations = int(done * NUM_EVALUATIONS)
+        self._last_evaluation_at = self.clock.seconds()
+        self._evaluation_seconds = self._last_evaluation_at - start
         if self._rate is not None and result.latent_bits > 0 and result.coded_latent_bits > 0:
             self._rate.calibrate(result.coded_latent_bits / result.latent_bits)
         if self._score(result) > self._score(self._best_result):
@@ -352,6 +366,7 @@ class _Training:
         best = _prefixed("best", self._learned()) if has_best else {}
         tensors = kept.tensors_like(mine | best)
         self.clock.go_on(kept.count("steps"), kept.number("seconds"))
+        self._last_evaluation_at = self.clock.seconds()
         self._running_psnr = _RunningMean(kept.number("psnr_sum"), kept.number("psnr_weight"))
         self._num_evaluations = kept.count("evaluations")
         self.has_reached_target, self.is_finished = kept.flag("has_reached_target"), kept.flag("is_finished")

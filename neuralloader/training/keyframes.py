@@ -147,8 +147,10 @@ def _read_bounds(path: Path, count: int) -> np.ndarray | None:
         num_bytes = path.stat().st_size
     except OSError:
         return None
-    bounds = sizes.nbytes + np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return bounds if len(sizes) == count and bounds[-1] == num_bytes else None
+    if len(sizes) < count or (sizes > num_bytes).any():  # whose sum may be too large a number
+        return None
+    bounds = sizes.nbytes + np.concatenate([[0], np.cumsum(sizes.astype(np.int64))])
+    return bounds if bounds[-1] == num_bytes else None
 
 
 def _bounds_of(path: Path, count: int) -> np.ndarray:

@@ -67,7 +67,7 @@ class RunFolder:
             if self.has_checkpoint:
                 self._check_same(request)
             else:
-                self._remove("log.jsonl", "tensorboard")  # of a run that finished, or came to nothing
+                self._remove("choice.json", "log.jsonl", "tensorboard")  # of a run that finished, or came to nothing
                 self._write_request(request)
             yield
 

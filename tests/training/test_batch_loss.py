@@ -30,14 +30,14 @@ def test_padding_is_no_target() -> None:
     backend, data = _paper(), make_data(8)
     batch = data.draw_units(data.trained_units)
     assert not batch.valid.all()
-    loss, psnr, *_ = batch_loss(backend, batch, PAPER)
+    got = batch_loss(backend, batch, PAPER)
     frames = batch.frames.clone()
     frames.view(-1, 3, *SIZE)[~batch.valid] = 255
-    other, other_psnr, *_ = batch_loss(backend, replace(batch, frames=frames), PAPER)
-    assert torch.equal(loss, other)
-    assert torch.equal(psnr, other_psnr)
+    other = batch_loss(backend, replace(batch, frames=frames), PAPER)
+    assert torch.equal(got.loss, other.loss)
+    assert torch.equal(got.psnr_db, other.psnr_db)
     frames.view(-1, 3, *SIZE)[batch.valid] = 255
-    assert not torch.equal(batch_loss(backend, replace(batch, frames=frames), PAPER)[0], loss)
+    assert not torch.equal(batch_loss(backend, replace(batch, frames=frames), PAPER).loss, got.loss)
 
 
 def test_bits_have_their_price() -> None:
@@ -45,11 +45,16 @@ def test_bits_have_their_price() -> None:
     batch = data.draw_units(data.trained_units)
     noise = _noise(backend, len(data.trained_units))
     losses = [
-        float(batch_loss(backend, batch, replace(FAST, rate_weight=price), noise=noise)[0].detach())
+        float(batch_loss(backend, batch, replace(FAST, rate_weight=price), noise=noise).loss.detach())
         for price in (0.0, 1.0, 3.0)
     ]
     assert losses[0] < losses[1] < losses[2]
     assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+    got = batch_loss(backend, batch, replace(FAST, rate_weight=1.0), noise=noise, price_factor=3.0)
+    assert float(got.loss.detach()) == pytest.approx(losses[2], rel=1e-5)
+    assert got.num_latents == batch.has_latent.sum() < len(batch.has_latent)
+    bits_per_pixel = float(got.latent_bits) / len(batch.has_latent) / (SIZE[0] * SIZE[1])
+    assert losses[1] - losses[0] == pytest.approx(bits_per_pixel, rel=1e-3)
 
 
 def test_noise_and_offsets_move_the_latents_of_frames_that_have_one() -> None:
@@ -57,7 +62,7 @@ def test_noise_and_offsets_move_the_latents_of_frames_that_have_one() -> None:
     noise = _noise(backend, len(data.trained_units))
     with torch.no_grad():
         plain, zero, noisy, moved = (
-            float(batch_loss(backend, data.draw_units(data.trained_units), FAST, **added)[0])
+            float(batch_loss(backend, data.draw_units(data.trained_units), FAST, **added).loss)
             for added in ({}, {"offsets": 0 * noise}, {"noise": 20 * noise}, {"offsets": 20 * noise})
         )
     assert zero == pytest.approx(plain, rel=1e-2)  # in float32 instead of bfloat16
@@ -66,7 +71,7 @@ def test_noise_and_offsets_move_the_latents_of_frames_that_have_one() -> None:
 
     offsets = _noise(backend, len(data.trained_units)).requires_grad_()
     batch = data.draw_units(data.trained_units)
-    batch_loss(backend, batch, FAST, offsets=offsets)[0].backward()
+    batch_loss(backend, batch, FAST, offsets=offsets).loss.backward()
     assert offsets.grad is not None
     assert (offsets.grad.flatten(1).abs().sum(dim=1) > 0).tolist() == batch.has_latent.tolist()
 
@@ -89,7 +94,7 @@ def test_parts_add_up_to_the_whole(backend, recipe: Recipe, frames_per_unit: int
             at = np.searchsorted(rows, part)
             share = Share(_num_trained(data, part) / _num_trained(data, rows), len(part) / len(rows))
             own = None if noise is None else noise[at]
-            loss, *_ = batch_loss(network, data.draw_units(part), recipe, noise=own, share=share)
+            loss = batch_loss(network, data.draw_units(part), recipe, noise=own, share=share).loss
             loss.backward()
             total += float(loss.detach())
         return total, [p.grad for p in network.parameters() if p.grad is not None]
