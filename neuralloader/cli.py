@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError, SourceError, RuntimeError) as error:
         print(f"neuralloader {options.command}: {_message(error)}", file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print(f"neuralloader {options.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"neuralloader {options.command}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
@@ -270,6 +270,8 @@ def _pack(options: argparse.Namespace) -> None:
     if options.dry_run:
         print("\n".join(plan_lines(plan)))
         return
+    if not result.is_writer:
+        return  # another process tells
     for note in result.notes:
         print(f"note: {note}")
     print(f"{result.path}: {result.size_bytes:,} bytes, {result.psnr_db:.2f} dB after {result.steps} steps")

@@ -423,6 +423,7 @@ def _scales(parts: Parts, rng: np.random.Generator) -> str:
 
 INTEGER_TABLES = (
     *("videos.num_frames", "videos.num_source_frames", "videos.label", "videos.source_size", "clips.video"),
+    *("videos.splits", "videos.num_nominal_frames"),
     *("clips.first_frame", "clips.num_valid", "clips.start_key", "clips.end_key", "keys.video", "keys.frame"),
     *("keyframes.size", "keyframes.crc32", "latents.size", "latents.crc32"),
 )
@@ -540,7 +541,7 @@ def _names(parts: Parts, rng: np.random.Generator) -> str:
         ],
     )
     names[int(rng.integers(len(names)))] = bad
-    table = _pick(rng, ["videos.names", "videos.names", "skipped.text"])
+    table = _pick(rng, ["videos.names", "videos.names", "skipped.text", "videos.problems"])
     end = _pick(rng, [b"\0", b"\0", b"\0", b"", b"\0\0"])
     parts.tensors[table] = np.frombuffer(b"\0".join(names) + end, np.uint8)
     return f"{table}: {bad!r:.60}"
@@ -586,6 +587,8 @@ def _videos(parts: Parts, rng: np.random.Generator) -> str:
     video = np.repeat(np.arange(len(lengths)), num_clips)
     num_valid = np.minimum(frames_per_clip, np.array(lengths)[video] - first)
     every = {"videos.num_frames": lengths, "videos.num_source_frames": lengths, "videos.label": [0] * len(lengths)}
+    for name in ("videos.num_nominal_frames", "videos.splits", "videos.problems"):
+        parts.tensors.pop(name, None)  # a pack without them is as good
     tables = every | {"clips.video": video, "clips.first_frame": first, "clips.num_valid": num_valid}
     has_keys = rng.random() < 0.7
     key = video if has_keys else np.full(len(video), -1)

@@ -50,6 +50,13 @@ def _error_line(capsys: pytest.CaptureFixture[str], command: str) -> str:
     return lines[0].removeprefix(prefix)
 
 
+def _assert_only_pack_and_log(path: Path) -> None:
+    """What a run leaves in its folder when it is done."""
+    folder = path.with_name(f"{path.name}.run")
+    assert sorted(path.parent.iterdir()) == [path, folder]
+    assert [entry.name for entry in folder.iterdir()] == ["log.jsonl"]
+
+
 # --- pack: what can go wrong ----------------------------------------------------------------------------------------
 
 
@@ -91,8 +98,7 @@ def _videos_beside_classes(tmp_path: Path) -> Path:
         (_nothing, r"no file or folder at .*nowhere"),
         (_empty_folder, r"the folder .*empty is empty; put videos there, or folders of videos, one per class"),
         (_folder_without_videos, r"the folder .*papers holds no video, only files such as 'thesis\.pdf'; the suffixes"),
-        (_file_that_is_no_video, r".*thesis\.pdf is no video; the suffixes known are"),
-        (_undecodable_among_good_ones, r"1 of 3 videos cannot be decoded"),
+        (_file_that_is_no_video, r".*thesis\.pdf is no video and no list; the suffixes known"),
         (_videos_beside_classes, r"'loose\.avi' lies beside class folders such as 'a', so it has no class; move it"),
     ],
 )
@@ -113,9 +119,11 @@ def test_an_undecodable_video_is_named_with_the_way_out(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = _undecodable_among_good_ones(tmp_path)
-    _run("pack", source, "-o", out / "a.nvpack", *QUICK)
+    assert _run("pack", source, "-o", out / "a.nvpack", *QUICK) == 1
     error = capsys.readouterr().err
+    assert "neuralloader pack: 1 of 3 videos cannot be decoded" in error
     assert "'b/holiday.mp4': " in error
+    assert not (out / "a.nvpack").exists()
     assert re.search("--on-error skip|on_error=.skip", error)
 
     assert _run("pack", source, "-o", out / "a.nvpack", *QUICK, "--on-error", "skip") == 0
@@ -132,8 +140,7 @@ def test_an_undecodable_video_is_named_with_the_way_out(
     [
         (["--size", "100x100"], "frame size 100x100: height and width must be multiples of 16; the nearest is 96x96"),
         (["--size", "100x100", "--config", "paper"], "frame size 100x100: height and width must be multiples of 16"),
-        (["--size", "0x0"], "frame size 0x0"),
-        (["--size", "0x0", "--config", "paper"], "frame size 0x0"),
+        (["--size", "0x0"], "size=(0, 0) must be (height, width) in pixels, each 1 to 16384"),
         (["--size", "16x99999984"], "size="),
         (["--width", "0"], "width 0 must be 8 to 4096 channels"),
         (["--keyframe-quality", "0"], "keyframe_quality=0 must be 1 to 100"),
@@ -242,7 +249,7 @@ def test_a_pack_that_is_there_is_kept(videos: Path, out: Path, capsys: pytest.Ca
     assert path.read_bytes() == b"weeks of work"
     assert _run("pack", videos, "-o", path, *QUICK, "--force") == 0
     assert path.read_bytes()[8:9] == b"{"
-    assert list(out.iterdir()) == [path]
+    _assert_only_pack_and_log(path)
 
 
 def test_an_interrupt(
@@ -251,41 +258,44 @@ def test_an_interrupt(
     def interrupt(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neuralloader.training.packer.fit", interrupt)
+    monkeypatch.setattr("neuralloader.training.train.fit", interrupt)
     assert _run("pack", videos, "-o", out / "a.nvpack", *QUICK) == 130
     assert _error_line(capsys, "pack") == "interrupted"
-    assert list(out.iterdir()) == list(temporary.iterdir()) == []
+    assert not (out / "a.nvpack").exists()
+    assert list(temporary.iterdir()) == []
 
 
-def test_a_terminated_run_leaves_nothing_behind(videos: Path, out: Path, temporary: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "neuralloader",
-        "pack",
-        videos,
-        "-o",
-        out / "a.nvpack",
-        "--minutes",
-        "9",
-        *QUICK[:4],
-    ]
-    environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+def test_a_terminated_run_leaves_a_checkpoint_that_the_same_command_goes_on_from(
+    videos: Path, out: Path, temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = out / "a.nvpack"
+    arguments = ["pack", videos, "-o", path, "--minutes", 0.2, *QUICK[:4]]
     with subprocess.Popen(
-        [str(part) for part in command], env=environment, cwd=Path(cli.__file__).parents[1], stderr=subprocess.PIPE
+        [sys.executable, "-m", "neuralloader", *map(str, arguments)],
+        env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        cwd=Path(cli.__file__).parents[1],
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
         seen = b""
         while b"step" not in seen:  # it trains
             seen += (part := os.read(process.stderr.fileno(), 4096))
             assert part, seen.decode()
-        assert list(temporary.iterdir()), "the frames are there while it trains"
         process.terminate()
         rest = process.stderr.read().decode()
     assert process.returncode == 130
-    assert "neuralloader pack: interrupted" in rest
+    assert "neuralloader pack: interrupted; the training so far is kept, and the same command goes on from" in rest
     assert "Traceback" not in rest
-    assert list(out.iterdir()) == list(temporary.iterdir()) == []
+    assert [entry.name for entry in out.iterdir()] == ["a.nvpack.run"]
+    assert (out / "a.nvpack.run" / "checkpoint-0").stat().st_size > 0
+    assert list(temporary.iterdir()) == []
+
+    assert _run(*arguments, "--seed", 1) == 1
+    assert "holds a training that was asked for differently: seed was 0 and is 1" in _error_line(capsys, "pack")
+    folder = out / "a.nvpack.run"
+    assert _run(*arguments) == 0
+    assert '"resumed"' in (folder / "log.jsonl").read_text()
+    _assert_only_pack_and_log(path)
 
 
 # --- pack, info, extract: what goes right ---------------------------------------------------------------------------
@@ -299,7 +309,7 @@ def test_pack_and_info(videos: Path, out: Path, temporary: Path, capsys: pytest.
     for stage in ("read videos", "encode key-frames", "train", "encode latents", "measure"):
         assert stage in captured.err
     assert "dB, step" in captured.err
-    assert list(out.iterdir()) == [path]
+    _assert_only_pack_and_log(path)
     assert list(temporary.iterdir()) == []
 
     assert _run("info", path) == 0
@@ -334,7 +344,7 @@ def test_a_pack_without_key_frames(
     assert re.fullmatch(rf"{path}: [\d,]+ bytes, \d+\.\d\d dB after \d+ steps\n", captured.out)
     assert "encode latents" in captured.err
     assert "encode key-frames" not in captured.err
-    assert list(out.iterdir()) == [path]
+    _assert_only_pack_and_log(path)
     assert list(temporary.iterdir()) == []
 
     assert _run("info", path) == 0

@@ -23,9 +23,11 @@ def test_mutations(any_pack: tiny.TinyPack, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("name", "seed"), [("hnerv-paper-videos", 12), ("dnerv-fast-appendable", 13)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("hnerv-paper-videos", 12), ("dnerv-fast-appendable", 13), ("hnerv-paper-splits", 14)]
+)
 def test_mutations_of_other_kinds(name: str, seed: int, tmp_path: Path) -> None:
-    """A network for each video, with latents on grids of their own; and a pack with its encoder."""
+    """A network for each video, with latents on grids of their own; a pack with its encoder; and one with splits."""
     _mutate_and_read(Path(__file__).parent / "golden" / f"{name}.nvpack", tmp_path, seed, count=FAST_COUNT)
 
 
@@ -127,7 +129,7 @@ def test_clips_that_unfold_to_a_giant_table_of_frames(fast_pack: tiny.TinyPack, 
         "keys.video": zeros[:2], "keys.frame": np.array([0, num_clips * 256 - 1], np.uint32),
         "videos.num_frames": np.array([num_clips * 256], np.uint32),
     }  # fmt: skip
-    for name in ("num_source_frames", "label", "frame_rate", "source_frame_rate", "source_size"):
+    for name in ("num_source_frames", "num_nominal_frames", "label", "frame_rate", "source_frame_rate", "source_size"):
         parts.tensors[f"videos.{name}"] = parts.tensors[f"videos.{name}"][:1]
     parts.tensors["videos.names"] = np.frombuffer(b"x.avi\0", np.uint8)
     parts.set_items("keyframes", parts.items("keyframes")[:2])

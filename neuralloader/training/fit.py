@@ -182,6 +182,7 @@ class _Training:
         self._running_psnr = _RunningMean()
         self._bad_steps = torch.zeros(backend.num_networks or 1, dtype=torch.int64)  # in a row, of each network
         self._num_evaluations = 0
+        self._last_result: Evaluation | None = None
         self._best_result: Evaluation | None = None
         self._best: dict[str, Tensor] = {}  # what was learned by then
         self._last_evaluation_at = self._evaluation_seconds = 0.0
@@ -291,7 +292,7 @@ class _Training:
     def evaluate(self, done: float) -> dict[str, Any]:
         """Measure the network as it would be stored now, keep it if it is the best so far; gives a line for the log."""
         start = self.clock.seconds()
-        result = self._measure(done)
+        result = self._last_result = self._measure(done)
         self._num_evaluations = int(done * NUM_EVALUATIONS)
         self._last_evaluation_at = self.clock.seconds()
         self._evaluation_seconds = self._last_evaluation_at - start
@@ -314,11 +315,12 @@ class _Training:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Take an earlier network where the last one is worse, or gives no numbers at all."""
+        """Take an earlier network where the last one, which was just evaluated, is worse or gives no numbers at all."""
         if 0 < self._bad_steps.max() == self.clock.steps:
             raise TrainingDiverged(f"training diverged: none of its {self.clock.steps} losses was finite")
+        last_result = self._last_result or self._measure(1.0)  # before an interruption, it was
         best_score = self._score(self._best_result)
-        if self._best and not self._score(self._measure(1.0)) >= best_score - GUARD_DB:  # also where it is NaN
+        if self._best and not self._score(last_result) >= best_score - GUARD_DB:  # also where it is NaN
             for name, mine in self._learned().items():
                 mine.copy_(self._best[name])
         self.is_finished = True

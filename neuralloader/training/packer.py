@@ -52,6 +52,7 @@ class PackResult:
         psnr_db: mean over all frames, of the pack read back.
         steps: training steps done.
         notes: what else is worth telling, such as videos that are there twice.
+        is_writer: whether this process wrote it: one of several does.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class PackResult:
     psnr_db: float
     steps: int
     notes: tuple[str, ...] = ()
+    is_writer: bool = True
 
 
 def pack(
@@ -251,7 +253,7 @@ class _Run:
             notes = (*notes, choice.shortfall)
         elif choice is not None and not 0.98 <= total_bytes / choice.budget_bytes <= 1.0:
             notes = (*notes, f"the budget of {choice.budget_bytes:,} bytes is missed: {total_bytes:,.0f} bytes")
-        return PackResult(self.output, int(total_bytes), psnr_db, steps, notes)
+        return PackResult(self.output, int(total_bytes), psnr_db, steps, notes, self.group.is_first)
 
 
 def _tables(corpus: Ingested, key_interval: int | None) -> tuple[ClipTable, KeyframeTable, FrameTable]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def _round(backend: Backend, parameters: Mapping[str, Tensor], bits: int) -> dic
         axis = backend.scale_axis(name, parameter.shape[is_stack:])
         if axis == "best":  # which one that is, only numpy knows
             values = dequantize(quantize_parameter(backend, name, parameter, bits))
-            rounded[name] = torch.from_numpy(values).to(parameter)
+            rounded[name] = torch.from_numpy(np.asarray(values)).to(parameter)  # one number comes as no array
         else:
             axes[name] = axis
     tensors, levels = [parameters[name] for name in axes], backend.weight_levels

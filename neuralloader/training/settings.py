@@ -20,8 +20,8 @@ MAX_SEED = 2**63 - 1
 MAX_KEY_INTERVAL = 256
 WEIGHT_BITS = (2, 8)
 
-
-_NOT_ASKED = ("device", "on_error", "overwrite", "fresh", "cache", "checkpoint_seconds", "tensorboard", "num_readers")
+# do not decide what the pack will be, or are seen in its frames
+_NOT_ASKED = ("device", "on_error", "overwrite", "fresh", "cache", "checkpoint_seconds", "tensorboard")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 import neuralloader
 from neuralloader.container import replace
-from neuralloader.container.replace import check_writable, replacing
+from neuralloader.container.replace import check_writable, hold_lock, replacing
 
 fcntl = pytest.importorskip("fcntl")  # what Windows does is tried below, but not on it
 
@@ -489,3 +489,83 @@ def test_a_link_of_a_temporarys_name_is_not_followed(tmp_path, path, abandoned):
     check_writable(path)
     assert (tmp_path / "precious").read_bytes() == b"data"
     assert abandoned.is_symlink()
+
+
+@pytest.fixture
+def lock(tmp_path):
+    return tmp_path / "lock"
+
+
+def test_a_lock_is_held_until_the_block_ends(lock):
+    with hold_lock(lock) as is_ours:
+        assert is_ours
+        assert lock.exists()
+        with hold_lock(lock) as is_ours_too:
+            assert not is_ours_too
+        with hold_lock(lock) as is_ours_too:
+            assert not is_ours_too, "who was refused takes nothing away"
+    assert lock.exists()
+    with pytest.raises(KeyboardInterrupt), hold_lock(lock):
+        raise KeyboardInterrupt
+    with hold_lock(lock) as is_ours:
+        assert is_ours
+
+
+def test_what_stands_in_a_locked_file_stays(lock):
+    lock.write_bytes(b"text")
+    with hold_lock(lock):
+        pass
+    assert lock.read_bytes() == b"text"
+
+
+def test_a_lock_of_a_killed_process_is_free(lock):
+    program = """
+import sys
+from pathlib import Path
+from neuralloader.container.replace import hold_lock
+with hold_lock(Path(sys.argv[1])) as is_ours:
+    print(is_ours, flush=True)
+    sys.stdin.read()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(neuralloader.__file__).parents[1])}
+    command = [sys.executable, "-c", program, lock]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with hold_lock(lock) as is_ours:
+            assert not is_ours
+        other.kill()
+        other.wait(timeout=60)
+    with hold_lock(lock) as is_ours:
+        assert is_ours
+
+
+def test_a_holder_may_remove_the_file_and_the_next_one_locks_the_new_file(lock, monkeypatch):
+    """Of two that come while it is removed, one must not lock the file that is gone, and the other the new one."""
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor, operation):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            lock.unlink()  # by its last holder, after it was opened here
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with hold_lock(lock) as is_ours:
+        assert is_ours
+        assert len(calls) == 2
+        with hold_lock(lock) as is_ours_too:
+            assert not is_ours_too
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_without_locks_everybody_holds_one(lock, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", _fail_with(number))
+    with hold_lock(lock) as first, hold_lock(lock) as second:
+        assert first
+        assert second
+
+
+def test_a_lock_in_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), hold_lock(tmp_path / "missing" / "lock"):
+        pass

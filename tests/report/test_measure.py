@@ -142,7 +142,8 @@ def test_what_the_papers_would_count(any_pack: tiny.TinyPack) -> None:
     """Counted again from the bytes of the file."""
     reader = PackReader(any_pack.path)
     codes = fuzz.unpack_codes(reader.tensor("weights.codes").tobytes())
-    if any_pack.config == "paper":  # 257 levels: two bytes a code, all low ones before all high ones
+    bits_per_weight = Pack(any_pack.path).description.weight_bits
+    if bits_per_weight == 8:  # 257 levels: two bytes a code, all low ones before all high ones
         codes = list(zip(codes[: len(codes) // 2], codes[len(codes) // 2 :], strict=True))
     counts = Counter(codes)
     bits = sum(-count * math.log2(count / len(codes)) for count in counts.values())
@@ -160,7 +161,7 @@ def test_what_the_papers_would_count(any_pack: tiny.TinyPack) -> None:
     assert line.startswith(
         f"The papers would count {papers['size_bytes']:,} bytes, {papers['bits_per_pixel']:.4f} bits"
     )
-    assert f"parameters x 8 bits x {bits / len(codes) / 8:.3f} (entropy)" in line
+    assert f"parameters x {bits_per_weight} bits x {bits / len(codes) / bits_per_weight:.3f} (entropy)" in line
 
 
 def test_json_and_text_tell_the_same(any_pack: tiny.TinyPack, capsys: pytest.CaptureFixture[str]) -> None:

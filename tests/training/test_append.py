@@ -22,6 +22,7 @@ from neuralloader.container.writer import write_pack
 from neuralloader.corpus.cache import ingest
 from neuralloader.corpus.find import find_videos
 from neuralloader.corpus.mjpeg import write_mjpeg_avi
+from neuralloader.corpus.settings import Resize
 from neuralloader.loading.decode import Decoder
 from neuralloader.metrics.quality import psnr_db
 from neuralloader.packfile import verify_pack
@@ -195,16 +196,26 @@ def test_skipped_sources_are_kept(appended: Appended) -> None:
     assert appended.new.index.skipped == appended.old.index.skipped
 
 
-def test_the_same_frames_under_another_name_decode_the_same(appended: Appended) -> None:
-    """They go through the stored encoder and onto the stored grid as those did that the network was trained on."""
+def test_the_same_frames_under_another_name_decode_as_well(appended: Appended) -> None:
+    """They go through the stored encoder and onto the stored grid as those did that the network was trained on.
+
+    Those of a fast network have been trained further, each by an offset of its own, which new ones do not get.
+    """
     first, length = sum(OLD.values()), NEW["back/copy.avi"]
     latents = appended.new.latents().symbols
     own = appended.new.frames.latent_row(np.array([0, length, first, first + length]))
     copied, original = latents[own[2] : own[3]], latents[own[0] : own[1]]
-    assert (copied != original).mean() < 0.02, "but for the number format, in which a batch can make a difference"
     assert len(np.unique(original)) > 3, "or any latents would do"
     copy = _decode(appended.new, np.arange(first, first + length))
-    assert psnr_db(copy, _decode(appended.old, np.arange(length))).min() > 45
+    before = _decode(appended.old, np.arange(length))
+    if appended.old.description.config == "paper":
+        assert (copied != original).mean() < 0.02, "but for the number format, in which a batch can make a difference"
+        assert psnr_db(copy, before).min() > 45
+    else:
+        assert np.abs(copied.astype(int) - original).max() <= 2
+        assert psnr_db(copy, before).min() > psnr_db(before[1:], before[:-1]).max() + 3, "nearer than its neighbours"
+    originals = _originals(appended.old_source)[:length]
+    assert abs(psnr_db(copy, originals).mean() - psnr_db(before, originals).mean()) < 0.3
 
 
 def test_added_latents_are_what_the_stored_encoder_makes_of_the_frames(appended: Appended) -> None:
@@ -544,3 +555,52 @@ def test_a_source_that_was_skipped_may_come_later_or_be_skipped_again(tmp_path: 
     index = Pack(tmp_path / "2.nvpack").index
     assert [video.name for video in index.videos] == ["a/good.avi", "a/more.avi", "a/bad.avi"]
     assert index.skipped == ()
+
+
+# --- what the pack decides, and what lists do -----------------------------------------------------------------------
+
+
+def test_splits_of_one_name_are_joined_and_new_ones_added(out: Path, tmp_path: Path) -> None:
+    source, more = tiny.write_corpus(tmp_path / "old", OLD), _write(tmp_path / "new", NEW)
+    lists = {
+        "old.txt": "left/a.avi left\nright/b.avi right\n",
+        "new.txt": "back/copy.avi back\n",
+        "val.txt": "right/c.avi right\n",
+    }
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+    old = tiny.pack_tiny(
+        source,
+        out / "old.nvpack",
+        "fast",
+        backend="hnerv",
+        appendable=True,
+        annotations=(f"train={tmp_path / 'old.txt'}",),
+    )
+    assert old.splits == ("train",)
+    given = [f"train={tmp_path / 'new.txt'}", f"val={tmp_path / 'val.txt'}"]
+    neuralloader.append(old.path, more, out / "new.nvpack", device=CPU, annotations=given)
+    expected = {"train": ["left/a.avi", "right/b.avi", "back/copy.avi"], "val": ["right/c.avi"]}
+    for split, names in expected.items():
+        dataset = neuralloader.NeuralVideoDataset(out / "new.nvpack", device="cpu", split=split)
+        assert sorted({name for name, _ in dataset.samples}) == sorted(names)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_added_videos_are_resized_as_those_of_the_pack(resize: Resize, out: Path, tmp_path: Path) -> None:
+    """Seen in the frames that the added pack is measured against."""
+    tiny.write_corpus(tmp_path / "old", {"a.avi": 2}, size=(48, 96))
+    tiny.write_corpus(tmp_path / "new", {"b.avi": 2}, size=(96, 48))
+    old = tiny.pack_tiny(tmp_path / "old", out / "a.nvpack", "fast", backend="hnerv", appendable=True, resize=resize)
+    assert old.description.training["resize"] == resize
+    seen: list[np.ndarray] = []
+
+    def look(path: Path, originals: np.ndarray, *more: object) -> dict[str, float]:
+        seen.append(np.array(originals[:]))
+        return {"psnr_db": 30.0, "worst_psnr_db": 30.0}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("neuralloader.packing.measure_quality", look)
+        neuralloader.append(old.path, tmp_path / "new", out / "b.nvpack", device=CPU)
+    with ingest(find_videos(tmp_path / "new").sources, frame_rate=None, size=tiny.SIZE, resize=resize) as corpus:
+        np.testing.assert_array_equal(seen[0], corpus.frames[:])

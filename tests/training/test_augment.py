@@ -154,6 +154,20 @@ def test_a_seed_repeats_the_draws() -> None:
     assert first != other
 
 
+def test_chance_may_come_from_elsewhere() -> None:
+    """Then torch's own is left alone, and the same chance changes other batches in the same way."""
+    batch = _batch()
+    state = torch.get_rng_state()
+    first, again, other = (
+        [_change(augment(batch, ALL, torch.Generator().manual_seed(100 * run + i))) for i in range(20)]
+        for run in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == again
+    assert first != other
+    assert len(set(first)) > 5
+
+
 def test_a_network_without_key_frames() -> None:
     time = torch.zeros(1, 1)
     units = Units(torch.full((1, 2), -1), time, time, time.double())

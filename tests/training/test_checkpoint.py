@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from neuralloader.training import checkpoint as module
 from neuralloader.training.checkpoint import (
     METADATA_KEY,
     SHA256_KEY,
@@ -327,7 +326,3 @@ def test_numbers_that_are_none(take: Callable[[Checkpoint, str], Any], value: An
         take(Checkpoint({}, {"x": value}), "x")
     with pytest.raises(CheckpointError, match=r"its y must be .*, not None"):
         take(Checkpoint({}, {"x": value}), "y")
-
-
-def test_the_dtypes_that_can_be_read_are_those_that_can_be_written() -> None:
-    assert {"F32", "BF16", "I64", "BOOL"} <= module.DTYPES

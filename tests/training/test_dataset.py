@@ -39,7 +39,7 @@ def test_a_batch_holds_its_clips_whole(frames_per_unit: int) -> None:
     assert data.frame_size == (4, 6)
     table = data.table
     for clips in ([0], [1, 2], [0, 3, 4], [4], [0, 1, 2, 3, 4]):
-        batch = data.draw_clips(np.array(clips))
+        batch = data.draw_units(data.units_of_clips(np.array(clips)))
         rows = batch.frames[:, :, 0, 1, 0].numpy().astype(int)  # (N, T), by what is in the pixels
         assert batch.frames.dtype == torch.uint8
         assert batch.frames.shape[1:] == (frames_per_unit, 3, 4, 6)
@@ -72,7 +72,9 @@ def test_frames_held_out_count_as_padding(frames_per_unit: int) -> None:
     assert len(data.trained_units) == (19 if frames_per_unit == 1 else 3)
     trained: list[int] = []
     for clips in ([0], [3, 4]):
-        batch = data.draw_clips(np.array(clips))
+        unit_rows = data.units_of_clips(np.array(clips))
+        batch = data.draw_units(unit_rows)
+        assert data.num_trained(unit_rows) == batch.valid.sum()
         rows = batch.frames[:, :, 0, 1, 0].reshape(-1).numpy().astype(int)
         trained += rows[batch.valid.numpy()].tolist()
     assert sorted(trained) == np.flatnonzero(~held_out).tolist()

@@ -1,7 +1,8 @@
 """The training loop: how long, in which order, on what, and what it does when numbers go wrong."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import counter
 import numpy as np
@@ -17,7 +18,10 @@ from neuralloader.training import batch_loss as batch_loss_module
 from neuralloader.training import fit as fit_module
 from neuralloader.training.clock import Duration
 from neuralloader.training.dataset import TrainingSet
+from neuralloader.training.evaluate import Evaluation
 from neuralloader.training.fit import Fitted, Progress, TrainingDiverged, encode_latents, fit
+from neuralloader.training.keeper import Keeper
+from neuralloader.training.rate_control import RateController
 from neuralloader.training.recipes import FAST, PAPER, Recipe
 
 Config = Literal["fast", "paper"]
@@ -158,6 +162,131 @@ def test_a_single_bad_step_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.isfinite(p).all() for p in backend.parameters())
 
 
+# --- evaluations ----------------------------------------------------------------------------------------------------
+
+
+def _fit_with(
+    monkeypatch: pytest.MonkeyPatch, psnr_db: Callable[[int], float], **arguments: Any
+) -> tuple[Fitted, Backend, dict[int, list[Tensor]], list[Mapping[str, Any]]]:
+    """Train for 20 steps; evaluations give what is asked for by the step. Also the weights of each, and the log."""
+    seen: dict[int, list[Tensor]] = {}
+
+    def measure(self: Any, done: float) -> Evaluation:
+        seen[self.clock.steps] = [p.detach().clone() for p in self.backend.parameters()]
+        bits = arguments.pop("latent_bits", lambda step: 0.0)
+        arguments["latent_bits"] = bits
+        return Evaluation(psnr_db(self.clock.steps), bits(self.clock.steps), bits(self.clock.steps))
+
+    monkeypatch.setattr(fit_module._Training, "_measure", measure)
+    lines: list[Mapping[str, Any]] = []
+    backend, others = make_dnerv(), {name: value for name, value in arguments.items() if name != "latent_bits"}
+    fitted = fit(
+        backend,
+        make_data(),
+        FAST,
+        Duration(epochs=4),
+        seed=0,
+        weight_bits=8,
+        on_progress=lambda progress: None,
+        keeper=Keeper(None, log=lines.append),
+        **others,
+    )
+    return fitted, backend, seen, lines
+
+
+def _are(backend: Backend, weights: list[Tensor]) -> bool:
+    return all(torch.equal(p, values) for p, values in zip(backend.parameters(), weights, strict=True))
+
+
+def test_the_last_network_is_taken_where_it_is_the_best_or_nearly_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, backend, seen, _ = _fit_with(monkeypatch, lambda step: 30.0 - (0.04 if step == 20 else 0))
+    assert fitted.steps == 20
+    assert _are(backend, seen[20])
+    assert not _are(backend, seen[19])
+    assert not backend.training
+
+
+@pytest.mark.parametrize("last", [29.9, float("nan"), -float("inf")])
+def test_an_earlier_network_is_taken_where_the_last_one_is_worse(monkeypatch: pytest.MonkeyPatch, last: float) -> None:
+    fitted, backend, seen, _ = _fit_with(
+        monkeypatch, lambda step: {7: 30.0, 20: last, 3: float("nan")}.get(step, 20.0 + step / 100)
+    )
+    assert fitted.steps == 20
+    assert _are(backend, seen[7])
+    assert fitted.offsets is not None
+    assert not fitted.offsets.values.any(), "those of that time"
+
+
+def test_bits_count_for_the_best_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = SIZE[0] * SIZE[1]
+    price_db = 0.1 * FAST.rate_weight  # of a tenth of a bit per pixel
+    _, backend, seen, _ = _fit_with(
+        monkeypatch,
+        lambda step: 30.0 + (0.9 * price_db if step == 5 else 0),
+        latent_bits=lambda step: 0.1 * pixels if step == 5 else 0.0,
+    )
+    assert _are(backend, seen[20])
+    _, backend, seen, _ = _fit_with(
+        monkeypatch,
+        lambda step: 30.0 + (1.2 * price_db if step == 5 else 0),
+        latent_bits=lambda step: 0.1 * pixels if step == 5 else 0.0,
+    )
+    assert _are(backend, seen[5])
+
+
+def test_the_best_network_is_the_best_at_the_price_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget's price rises while training: what was good when bits were cheap must not win by that."""
+    pixels = SIZE[0] * SIZE[1]
+    rate = RateController(100.0, 64)
+    steps = [0]
+
+    def update(bits_per_frame: float, done: float) -> float:
+        steps[0] += 1
+        rate._sum = 0.0 if steps[0] < 10 else 3.0  # logarithms
+        return rate.factor
+
+    monkeypatch.setattr(rate, "update", update)
+    monkeypatch.setattr(rate, "calibrate", lambda ratio: None)
+    _, backend, seen, _ = _fit_with(
+        monkeypatch, lambda step: 30.0, latent_bits=lambda step: (0.2 if step < 10 else 0.1) * pixels, rate=rate
+    )
+    assert _are(backend, seen[20])
+
+
+def test_a_target_that_is_reached_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, backend, seen, lines = _fit_with(monkeypatch, lambda step: 20.0 + step, target_psnr_db=28.0)
+    assert fitted.steps == 8
+    assert _are(backend, seen[8])
+    assert lines[-1]["psnr_db"] == 28
+    assert fitted.seconds >= lines[-1]["seconds"] - 0.1
+    fitted, *_ = _fit_with(monkeypatch, lambda step: 20.0 + step, target_psnr_db=50.0)
+    assert fitted.steps == 20
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, [1, 2, 3, 4, 5]), (12, list(range(3, 61, 3)))])
+def test_evaluations_lie_evenly_and_the_last_one_at_the_end(epochs: int, steps: list[int]) -> None:
+    lines: list[Mapping[str, Any]] = []
+    keeper = Keeper(None, log=lines.append)
+    fit(
+        make_dnerv(),
+        make_data(),
+        FAST,
+        Duration(epochs=epochs),
+        seed=0,
+        weight_bits=6,
+        on_progress=lambda progress: None,
+        keeper=keeper,
+    )
+    assert [line["step"] for line in lines] == steps
+    assert lines[-1]["done"] == 1
+    assert set(lines[-1]) == {
+        *("step", "seconds", "done", "psnr_db", "training_psnr_db", "latent_bits_per_pixel", "rate_factor"),
+    }
+    assert all(0 < line["latent_bits_per_pixel"] < 1 for line in lines)
+    if epochs == 12:
+        assert lines[-1]["psnr_db"] > lines[0]["psnr_db"] + 0.5
+
+
 # --- latents --------------------------------------------------------------------------------------------------------
 
 
@@ -224,3 +353,61 @@ def test_latents_are_stored_of_frames_held_out_too() -> None:
     np.testing.assert_array_equal(
         encode_latents(backend, less, units_per_batch=4), encode_latents(backend, data, units_per_batch=4)
     )
+
+
+def test_offsets_are_trained_in_their_share_and_come_with_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, data = make_dnerv(), make_data()
+    seen: list[bool] = []
+    original = fit_module.batch_loss
+
+    def note(*arguments: Any, offsets: Tensor | None = None, **named: Any) -> Any:
+        seen.append(offsets is not None)
+        return original(*arguments, offsets=offsets, **named)
+
+    monkeypatch.setattr(fit_module, "batch_loss", note)
+    fitted, _ = _fit(backend, data, replace(FAST, offset_share=0.25), epochs=4)
+    assert seen == [False] * 15 + [True] * 5
+    assert fitted.offsets is not None
+    assert (fitted.offsets.values.flatten(1).abs().sum(dim=1) > 0).all(), "an epoch shows every frame"
+    with_offsets = encode_latents(backend, data, units_per_batch=4, offsets=fitted.offsets)
+    without = encode_latents(backend, data, units_per_batch=4)
+    np.testing.assert_allclose(with_offsets - without, fitted.offsets.values.numpy(), atol=1e-5)
+
+
+def test_without_a_share_or_latents_there_are_no_offsets() -> None:
+    fitted, _ = _fit(make_dnerv(), make_data(), replace(FAST, offset_share=0.0), epochs=1)
+    assert fitted.offsets is None
+    fitted, _ = _fit(_backend("paper"), make_data(8), FAST, epochs=1)
+    assert fitted.offsets is None, "this network has no latents"
+    fitted, _ = _fit(make_dnerv(), make_data(lengths=np.array([1, 2])), FAST, epochs=1)
+    assert fitted.offsets is None, "all frames are key-frames"
+
+
+def test_the_price_of_latents_can_be_steered(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[float, float]] = []
+    factors: list[float] = []
+    original = fit_module.batch_loss
+
+    def note(*arguments: Any, price_factor: float = 1.0, **named: Any) -> Any:
+        factors.append(price_factor)
+        return original(*arguments, price_factor=price_factor, **named)
+
+    monkeypatch.setattr(fit_module, "batch_loss", note)
+    rate = RateController(50.0, 64)
+    update = rate.update
+    monkeypatch.setattr(rate, "update", lambda bits, done: told.append((bits, done)) or update(bits, done))
+    fit(
+        make_dnerv(),
+        make_data(),
+        FAST,
+        Duration(epochs=4),
+        seed=0,
+        weight_bits=8,
+        on_progress=lambda progress: None,
+        rate=rate,
+    )
+    assert [done for _, done in told] == pytest.approx([i / 20 for i in range(20)])
+    assert all(0 <= bits < 1000 for bits, _ in told), "0 where a batch is one key-frame"
+    assert sum(bits > 1 for bits, _ in told) >= 10
+    assert len(set(factors)) > 10
+    assert factors[-1] != rate.factor, "the last step's bits came after its loss"

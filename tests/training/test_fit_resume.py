@@ -180,11 +180,13 @@ def test_killed_it_goes_on_from_the_last_checkpoint(
     _assert_same(weights, whole[2])
 
 
-def test_plain_adamw_without_rounding_and_offsets(tmp_path: Path) -> None:
-    run, expected = Run(tmp_path, (4, 2)), Run(None)
+def test_plain_adamw_with_few_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "NUM_EVALUATIONS", 2)
+    run, expected = Run(tmp_path, (3, 2, 1)), Run(None)
     (_, weights), (fitted, expected_weights) = _fit(run, PLAIN, epochs=2), _fit(expected, PLAIN, epochs=2)
     _assert_same(weights, expected_weights)
     assert run.evaluations == expected.evaluations
+    assert [line["step"] for line in run.evaluations] == [4, 8]
     assert fitted.offsets is None
 
 

@@ -190,6 +190,7 @@ def test_interrupted_it_goes_on_with_the_next_block(
         lambda data: data[:-1],
         lambda data: data + b"x",
         lambda data: b"\xff" * 16 + data[16:],
+        lambda data: np.array([2**64 - 1, len(data) - 16 + 1], "<u8").tobytes() + data[16:],
         None,
     ],
 )

@@ -85,3 +85,58 @@ def test_a_parameter_without_gradient_stays() -> None:
     network.conv(torch.rand(1, 3, 6, 6)).mean().backward()
     optimizer.step(0.0)
     assert torch.equal(network.mixing, before)
+
+
+class _Stack(nn.Module):
+    """Two networks of a matrix and a vector each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4, 3))
+        self.bias = nn.Parameter(torch.zeros(2, 4))
+
+
+def _step(network: nn.Module, optimizer: MatrixOptimizer, seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=chance)
+    optimizer.step(seed / 20)
+
+
+@pytest.mark.parametrize(("make", "is_stack"), [(_Network, False), (_Stack, True)])
+@pytest.mark.parametrize("recipe", [WITH_MATRICES, WITHOUT])
+def test_its_state_is_all_there_is(make: type[nn.Module], is_stack: bool, recipe: Recipe) -> None:
+    """What it gives are its own tensors: written to, it goes on from there, to the bit."""
+    torch.manual_seed(0)
+    first, second = make(), make()
+    optimizers = [MatrixOptimizer(each.parameters(), recipe, is_stack=is_stack) for each in (first, second)]
+    for step in range(5):
+        _step(first, optimizers[0], step)
+    with torch.no_grad():
+        for mine, theirs in zip(second.parameters(), first.parameters(), strict=True):
+            mine.copy_(theirs)
+    kept = {name: tensor.clone() for name, tensor in optimizers[0].state().items()}
+    assert optimizers[1].state().keys() == kept.keys()
+    for name, tensor in optimizers[1].state().items():
+        tensor.copy_(kept[name])
+    for step in range(5, 10):
+        _step(first, optimizers[0], step)
+        _step(second, optimizers[1], step)
+    for mine, theirs in zip(second.parameters(), first.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not torch.equal(next(iter(kept.values())), next(iter(optimizers[0].state().values())))
+
+
+@pytest.mark.parametrize(("make", "is_stack"), [(_Network, False), (_Stack, True)])
+@pytest.mark.parametrize("recipe", [WITH_MATRICES, WITHOUT])
+def test_the_state_is_whole_before_the_first_step(make: type[nn.Module], is_stack: bool, recipe: Recipe) -> None:
+    """And making it has moved nothing."""
+    network = make()
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer = MatrixOptimizer(network.parameters(), recipe, is_stack=is_stack)
+    state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    assert all(not tensor.any() for tensor in state.values())
+    assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(p, values) for p, values in zip(network.parameters(), before, strict=True))
+    _step(network, optimizer, 0)
+    assert optimizer.state().keys() == state.keys()

@@ -1,5 +1,10 @@
 """The whole run: what it refuses before any work, what it leaves behind, and that the same run gives the same bytes."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ import tiny
 import torch
 
 import neuralloader
-from neuralloader import Duration, PackSettings, SourceError
+from neuralloader import Duration, PackSettings, SourceError, cli
 from neuralloader.corpus.cache import ingest
 from neuralloader.corpus.find import find_videos
 from neuralloader.loading.decode import Decoder
@@ -18,6 +23,8 @@ from neuralloader.training import packer
 from neuralloader.training import train as train_module
 from neuralloader.training.dataset import Batch, TrainingSet
 from neuralloader.training.fit import Fitted
+
+pytestmark = pytest.mark.usefixtures("keep_signals")
 
 SMALL = {"a/x.avi": 3, "b/y.avi": 9}
 
@@ -306,3 +313,79 @@ def test_a_full_disk_leaves_the_old_pack(
     assert sorted(path.name for path in out.iterdir()) == ["a.nvpack", "a.nvpack.run"]
     assert (out / "a.nvpack").read_bytes() == b"old"
     assert list(temporary.iterdir()) == []
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def _start(num_processes: int, *arguments: object) -> subprocess.Popen[str]:
+    """``torchrun ... -m neuralloader pack``; its messages come together."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", num_processes, "-m", "neuralloader"]
+    return subprocess.Popen(
+        [sys.executable, *map(str, [*launch, "pack", *arguments])],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(neuralloader.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=150)[0]
+    finally:
+        process.kill()
+
+
+SMALL_RUN = ("--size", "48x64", "--width", 16, "--frame-rate", "native", "--device", "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_two_processes_pack_as_well_as_one(tiny_corpus: Path, out: Path) -> None:
+    arguments = (tiny_corpus, "--epochs", 20, *SMALL_RUN)
+    process = _start(2, *arguments, "-o", out / "two.nvpack")
+    text = _finish(process)
+    assert process.returncode == 0, text
+    assert text.count("two.nvpack: ") == 1, "the first process tells"
+    assert cli.main([str(part) for part in ["pack", *arguments, "-o", out / "one.nvpack"]]) == 0
+    one, two = (Pack(out / f"{name}.nvpack").description for name in ("one", "two"))
+    assert two.training == one.training
+    assert two.quality["psnr_db"] == pytest.approx(one.quality["psnr_db"], abs=0.1)
+    assert [path.name for path in (out / "two.nvpack.run").iterdir()] == ["log.jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_process_that_dies_ends_the_run_and_one_goes_on(tiny_corpus: Path, out: Path) -> None:
+    arguments = (tiny_corpus, "--epochs", 100, "--checkpoint-every", 0.2, *SMALL_RUN, "-o", out / "a.nvpack")
+    folder = out / "a.nvpack.run"
+    process = _start(2, *arguments)
+    try:
+        while not (folder / "checkpoint-0").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        (victim,) = _processes_of_rank(1, process.pid)
+        os.kill(victim, signal.SIGKILL)
+        text = _finish(process)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "SIGKILL" in text or "lost another one while training together" in text
+    assert not (out / "a.nvpack").exists()
+    assert cli.main([str(part) for part in ["pack", *arguments]]) == 0
+    assert '"resumed"' in (folder / "log.jsonl").read_text()
+
+
+def _processes_of_rank(rank: int, parent: int) -> list[int]:
+    """Children of a launcher by the variable that tells them their rank."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_child = f"\nPPid:\t{parent}\n" in (folder / "status").read_text()
+            if is_child and f"RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:  # it is gone already
+            continue
+    return found

@@ -59,3 +59,13 @@ def test_every_backend_has_a_recipe() -> None:
     for recipe in RECIPES.values():
         assert recipe.loss in LOSSES
         assert 1 <= recipe.keyframe_quality <= 100
+        assert 2 <= recipe.weight_bits <= 8
+        assert 0 <= recipe.offset_share <= 1
+        assert 0 <= recipe.rounding_share <= 1
+
+
+def test_offsets_learn_evenly_for_half_of_their_share_and_then_ever_less() -> None:
+    recipe = replace(FAST, offset_share=0.4, offset_learning_rate=0.1)
+    rates = [recipe.offset_rate(p) for p in (0.6, 0.7, 0.8, 0.9, 0.95, 1.0)]
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.025, 0])
+    assert replace(FAST, offset_share=0.0).offset_rate(1.0) == 0

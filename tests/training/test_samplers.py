@@ -1,4 +1,4 @@
-"""Which units a step sees: each item once an epoch, in an order that only the seed decides, whatever was asked before."""
+"""Which units a step sees: each item once an epoch, in an order that the seed decides, whatever was asked before."""
 
 from dataclasses import replace
 
