@@ -156,7 +156,7 @@ class _Run:
                 self.folder.keyframes,
                 lambda done: self.report("encode key-frames", done / len(keys), f"{done} of {len(keys)}"),
                 group=self.group,
-                source_id=source_id(self.settings, corpus),
+                source_id=source_id(self.settings, self.found, corpus),
             )
 
         if self.settings.budget is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from neuralloader.container.layout import sha256_hex
 from neuralloader.corpus.arrays import save_arrays
 from neuralloader.corpus.cache import FrameCache, Ingested
+from neuralloader.corpus.identity import identify
 from neuralloader.corpus.source import FoundCorpus
 from neuralloader.training.group import Group
 from neuralloader.training.run_folder import RunFolder
@@ -79,10 +80,11 @@ def read_frames(
     return cache.load(on_error=settings.on_error)
 
 
-def source_id(settings: PackSettings, corpus: Ingested) -> str:
-    """Tells frames of one request from those of another, so that nothing made of them is mixed up."""
+def source_id(settings: PackSettings, found: FoundCorpus, corpus: Ingested) -> str:
+    """Tells the frames of one request and one state of the files from others: what is made of them is not mixed up."""
     read = (settings.frame_rate, settings.size, settings.resize, settings.image_frame_rate)
-    return sha256_hex(f"{read} {[(video.name, video.num_frames) for video in corpus.videos]!r}".encode())
+    sources = [(source.name, identify(source.path)) for source in found.sources]
+    return sha256_hex(f"{read} {sources!r} {[video.num_frames for video in corpus.videos]!r}".encode())
 
 
 def _forget_frames(run: RunFolder) -> None:

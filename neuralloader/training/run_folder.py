@@ -4,7 +4,8 @@ ut.nvpack.run/
   request.json     what was asked for; another request is refused as soon as there is a checkpoint
   frames/          decoded frames (``corpus.cache``)
   keyframes/       encoded key-frames, and their pixels
-  checkpoint-0     state of the training, or of each group of videos in turn
+  choice.json      what a budget is spent on
+  checkpoint-0     state of the training; or one for each part of the videos, where each has a network
   log.jsonl        a line for each evaluation; all that stays when the pack is there, until the next one is begun
   tensorboard/     the same for TensorBoard, where it is asked for
   lock             held while a process works here
@@ -38,7 +39,7 @@ class RunFolder:
         self.log = self.path / "log.jsonl"
 
     def checkpoint(self, number: int = 0) -> Path:
-        """Where the state of the training is kept, of so manieth group of videos."""
+        """Where the state of the training is kept, or of so manieth part of the videos."""
         return self.path / f"checkpoint-{number}"
 
     @property

@@ -174,7 +174,7 @@ def test_the_new_pack_is_whole(appended: Appended) -> None:
     found = verify_pack(appended.new.path)
     assert found.problems == ()
     assert found.num_clips == 2 + 1 + 2 + 2
-    assert sum(appended.new.reader.ledger().values()) == appended.new.path.stat().st_size
+    assert sum(appended.new.reader.ledger().values()) == Path(appended.new.path).stat().st_size
 
 
 # --- what comes new -------------------------------------------------------------------------------------------------
@@ -253,8 +253,8 @@ def test_key_frames_look_like_their_originals(appended: Appended) -> None:
 def test_the_result_tells_the_truth(appended: Appended) -> None:
     result, rows = appended.result, np.arange(sum(OLD.values()), len(appended.new.frames))
     assert result.path == appended.new.path
-    assert result.size_bytes == appended.new.path.stat().st_size
-    assert result.added_bytes == result.size_bytes - appended.old.path.stat().st_size
+    assert result.size_bytes == Path(appended.new.path).stat().st_size
+    assert result.added_bytes == result.size_bytes - Path(appended.old.path).stat().st_size
     assert (result.num_videos, result.num_frames) == (2, 19)
     measured = psnr_db(_decode(appended.new, rows), _originals(appended.new_source))
     assert result.psnr_db == pytest.approx(float(measured.mean()), abs=1e-2)
@@ -290,10 +290,10 @@ def test_progress_is_told_stage_by_stage(appended: Appended) -> None:
 def test_adding_to_what_was_added_to(appended: Appended, more_source: Path, out: Path) -> None:
     """In place this time: the new pack is written over the one that it is made from."""
     path = out / "a.nvpack"
-    path.write_bytes(appended.new.path.read_bytes())
+    path.write_bytes(Path(appended.new.path).read_bytes())
     with pytest.raises(FileExistsError, match=r"a\.nvpack exists already; --force \(overwrite=True\) replaces it"):
         neuralloader.append(path, more_source, path, device=CPU)
-    assert path.read_bytes() == appended.new.path.read_bytes()
+    assert path.read_bytes() == Path(appended.new.path).read_bytes()
     result = neuralloader.append(str(path), str(more_source), str(path), device=CPU, overwrite=True)
     assert list(out.iterdir()) == [path]
     pack = Pack(path)
@@ -312,7 +312,7 @@ def test_adding_to_what_was_added_to(appended: Appended, more_source: Path, out:
         (19 * quality["appended_psnr_db"] + 2 * result.psnr_db) / 21, abs=2e-4
     )
     assert after.quality["worst_psnr_db"] <= before.quality["worst_psnr_db"]
-    assert result.added_bytes == path.stat().st_size - appended.new.path.stat().st_size
+    assert result.added_bytes == path.stat().st_size - Path(appended.new.path).stat().st_size
     assert abs(result.psnr_db - quality["psnr_db"]) > 0.1, "or the means would tell nothing"
 
 

@@ -287,6 +287,26 @@ def test_evaluations_lie_evenly_and_the_last_one_at_the_end(epochs: int, steps: 
         assert lines[-1]["psnr_db"] > lines[0]["psnr_db"] + 0.5
 
 
+def test_by_the_clock_evaluations_that_take_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 3% of the time: one that takes a second comes every 34 seconds, and always one at the end."""
+    now = [1000.0]
+    monkeypatch.setattr("neuralloader.training.clock.time.monotonic", lambda: now[0])
+    seen: list[float] = []
+
+    def measure(self: Any, done: float) -> Evaluation:
+        seen.append(now[0] - 1000)
+        now[0] += 1
+        return Evaluation(30.0, 0.0, 0.0)
+
+    def tick(progress: Progress) -> None:
+        now[0] += 1
+
+    monkeypatch.setattr(fit_module._Training, "_measure", measure)
+    monkeypatch.setattr(fit_module._Training, "_backward", lambda self, *arguments: None)
+    fit(make_dnerv(), make_data(), PAPER, Duration(minutes=2), seed=0, weight_bits=8, on_progress=tick)
+    assert seen == [6, 41, 76, 111, 120]
+
+
 # --- latents --------------------------------------------------------------------------------------------------------
 
 

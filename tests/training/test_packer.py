@@ -295,7 +295,7 @@ def test_what_a_run_that_fails_leaves_serves_the_next(
     assert not (out / "a.nvpack").exists()
     assert list(temporary.iterdir()) == []
     monkeypatch.setattr("neuralloader.corpus.cache.ReaderPool", _must_not_run)
-    assert tiny.pack_tiny(source, out / "a.nvpack", "fast").path.read_bytes() == whole.read_bytes()
+    assert Path(tiny.pack_tiny(source, out / "a.nvpack", "fast").path).read_bytes() == Path(whole).read_bytes()
     assert [path.name for path in (out / "a.nvpack.run").iterdir()] == ["log.jsonl"]
 
 

@@ -94,7 +94,7 @@ def test_without_a_checkpoint_any_request_may_start(run: RunFolder) -> None:
 
 def test_fresh_starts_over(run: RunFolder) -> None:
     _train_a_little(run)
-    (run.path / "checkpoint-1").write_bytes(b"of another group of videos")
+    (run.path / "checkpoint-1").write_bytes(b"of another part of the videos")
     (run.path / "link").symlink_to(run.path.parent)
     with run.open({**REQUEST, "seed": 1}, fresh=True):
         assert _names(run) == ["lock", "request.json"]
