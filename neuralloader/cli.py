@@ -207,7 +207,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     duration.add_argument("--minutes", type=float, metavar="M", help="how long to train (default: 10)")
     duration.add_argument("--epochs", type=int, metavar="E", help="the same in passes over the corpus; repeatable")
     group.add_argument("--target-psnr", type=float, metavar="DB", help="stop earlier, once a sample reaches it")
-    group.add_argument("--init", type=Path, metavar="PACK", help="start from the network of another pack")
+    group.add_argument("--init", metavar="PACK", help="start from the network of another pack")
     group.add_argument("--hold-out", type=int, metavar="N", help="do not train on every Nth frame of a video")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--fresh", action="store_true", help="throw away what an interrupted run left")

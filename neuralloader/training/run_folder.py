@@ -77,11 +77,6 @@ class RunFolder:
         self._clear({"lock", "log.jsonl", "tensorboard"})
         self._remove("lock")
 
-    def discard(self) -> None:
-        """Nothing was done that is worth keeping: the folder goes, unless a training's log or state is in it."""
-        if not self.has_checkpoint and not self.log.exists():
-            shutil.rmtree(self.path, ignore_errors=True)
-
     def _clear(self, keep: set[str]) -> None:
         """Remove all else; checkpoints first, because what is there without one binds no later run."""
         names = {entry.name for entry in self.path.iterdir()} - keep

@@ -54,7 +54,7 @@ class PackSettings:
             network is then trained on changed frames too (``Recipe.changes``), to know what to do with new ones.
         hold_out: keep every so-many-th frame of a video (n-1, 2n-1, ...) from training, to see how well a network does
             on frames it was not trained on; None keeps none. Key-frames and latents are stored all the same.
-        init: a pack whose network training starts from; it must be the same network.
+        init: a pack, or its URL, whose network training starts from; it must be the same network.
         overwrite: replace a pack that is there.
         fresh: throw away what an interrupted run of the same output left, instead of going on with it.
         cache: folder for the decoded frames, which stays and serves other runs; None is one that goes with the run.
@@ -83,7 +83,7 @@ class PackSettings:
     scope: Scope = "corpus"
     appendable: bool = False
     hold_out: int | None = None
-    init: Path | None = None
+    init: str | Path | None = None
     overwrite: bool = False
     fresh: bool = False
     cache: Path | None = None

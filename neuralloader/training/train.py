@@ -78,7 +78,10 @@ def train(
     log = open_log(run.log, tensorboard=settings.tensorboard) if group.is_first else _log_nothing
 
     def open_keeper(number: int) -> Keeper:
-        return Keeper(run.checkpoint(number), every_seconds=settings.checkpoint_seconds, log=log)
+        def write(line: Mapping[str, Any]) -> None:
+            log(line if settings.scope == "corpus" else {"part": number, **line})
+
+        return Keeper(run.checkpoint(number), every_seconds=settings.checkpoint_seconds, log=write)
 
     torch.manual_seed(settings.seed)
     if settings.scope == "video":

@@ -196,6 +196,6 @@ def test_the_id_of_frames_tells_requests_apart(source: Path, out: Path) -> None:
         run = RunFolder(out / f"{number}.nvpack")
         run.path.mkdir()
         asked = PackSettings(**{"frame_rate": None, "size": tiny.SIZE, **settings})
-        ids.append(source_id(asked, find_sources(source), _read(source, run, **settings)))
+        ids.append(source_id(asked, find_videos(source), _read(source, run, **settings)))
     assert ids[0] == ids[1]
     assert len(set(ids)) == 4

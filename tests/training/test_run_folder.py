@@ -148,19 +148,6 @@ def test_killed_while_it_finishes_it_binds_nobody(run: RunFolder, monkeypatch: p
         assert not run.has_checkpoint
 
 
-def test_discarded_unless_it_is_worth_keeping(run: RunFolder) -> None:
-    with run.open(REQUEST, fresh=False):
-        run.frames.mkdir()
-        run.discard()
-    assert not run.path.exists()
-    _train_a_little(run)
-    run.discard()
-    assert run.has_checkpoint
-    run.checkpoint().unlink()
-    run.discard()
-    assert run.log.exists()
-
-
 # --- one at a time --------------------------------------------------------------------------------------------------
 
 _HOLD = """
