@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed on the way out
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, ValueError, ImportError, SourceError, RuntimeError) as error:
         print(f"neuralloader {options.command}: {_message(error)}", file=sys.stderr)
         return EXIT_FAILED
@@ -441,7 +446,8 @@ class StageBars:
             self._close()
             self._stage = stage
             layout = "{desc:<18} {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}"
-            self._bar = tqdm(total=1.0, desc=stage, bar_format=layout, file=sys.stderr, mininterval=0.2)
+            # miniters: a run that goes on jumps at first, and tqdm would then wait for another such jump
+            self._bar = tqdm(total=1.0, desc=stage, bar_format=layout, file=sys.stderr, mininterval=0.2, miniters=0)
         assert self._bar is not None
         if note:
             self._bar.set_postfix_str(note, refresh=False)

@@ -519,3 +519,13 @@ def test_as_a_module() -> None:
     )
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == "neuralloader info: there is no pack at nowhere.nvpack\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(fast_pack: tiny.TinyPack) -> None:
+    """As with ``neuralloader info PACK | head -1``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "neuralloader", "info", str(fast_pack.path)]
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (0, b"")
