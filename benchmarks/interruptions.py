@@ -86,7 +86,7 @@ def main() -> None:
     before: int | None = None
     while True:
         number += 1
-        wait = None if number > options.kills else chance.uniform(6, 10)
+        wait = None if number > options.kills else chance.uniform(3, 8)
         got, _ = attempt(killed, wait)
         lost = max(0, (before or 0) - (got.first_step or before or 0) + 1) if before is not None else 0
         twice += lost

@@ -24,8 +24,8 @@ from neuralloader.training.sizes import CorpusSize, NetworkSize, Outline, PartBy
 WIDTHS = (*range(8, 64, 4), *range(64, 128, 8), *range(128, 256, 16), *range(256, 513, 32))  # that are tried
 MAX_WIDTH = 4096  # where the width is all that can be chosen
 
-# dB lost by rounding weights to so many bits: half of what it costs a network that was not trained for it
-ROUNDING_LOSS_DB = {8: 0.0, 7: 0.03, 6: 0.05, 5: 0.2, 4: 0.6}
+# dB lost by rounding weights to so many bits (docs/experiments.md, "Bits of a weight")
+ROUNDING_LOSS_DB = {8: 0.0, 7: 0.01, 6: 0.03, 5: 0.13, 4: 0.42}
 KEYFRAME_SHARE = 0.35  # a frame between key-frames is worth so much of their PSNR, and for the rest that of their blend
 PARAMETERS_PER_FRAME = 24  # trained on: networks up to that were better than narrower ones
 
