@@ -1,7 +1,7 @@
 """A small corpus and small networks to train: no video files, no packer, so that a process of its own starts fast."""
 
-import counter
 import numpy as np
+import tiny
 import torch
 
 from neuralloader.backends import Backend, FastDNeRV, FastHNeRV, FastHNeRVConfig, network_of
@@ -13,23 +13,13 @@ SIZE = (32, 48)
 LENGTHS = np.array([14, 1, 9])
 
 
-def draw_frames(num_frames: int, first_number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """(num_frames, H, W, 3) uint8: soft moving waves, each frame with its number burnt in."""
-    y, x = np.mgrid[: size[0], : size[1]] / 16
-    frames = []
-    for k in range(num_frames):
-        grey = (110 + 60 * np.sin(x + 0.3 * k) * np.cos(y - 0.2 * k)).astype(np.uint8)
-        frames.append(counter.burn(np.stack([grey, 255 - grey, grey // 2], axis=-1), first_number + k))
-    return np.stack(frames)
-
-
 def make_data(
     frames_per_unit: int = 1, *, lengths: np.ndarray = LENGTHS, held_out: np.ndarray | None = None
 ) -> TrainingSet:
     """Videos of these lengths with a key-frame every 8 frames; frame k of video i carries the number 100 * i + k."""
     clips, keys = index_corpus(lengths, frames_per_clip=8, key_interval=8)
     table = index_frames(clips, keys)
-    frames = np.concatenate([draw_frames(n, 100 * i) for i, n in enumerate(lengths)])
+    frames = np.concatenate([tiny.draw_frames(n, 100 * i, SIZE) for i, n in enumerate(lengths)])
     keyframes = frames[table.key_rows]
     return TrainingSet(frames, keyframes, table, index_units(clips, frames_per_unit), CPU, held_out)
 
@@ -37,7 +27,7 @@ def make_data(
 def make_video_data(lengths: np.ndarray, held_out: np.ndarray | None = None) -> TrainingSet:
     """The same without key-frames, for a network for each video."""
     clips, keys = index_corpus(lengths, frames_per_clip=8, key_interval=None)
-    frames = np.concatenate([draw_frames(n, 100 * i) for i, n in enumerate(lengths)])
+    frames = np.concatenate([tiny.draw_frames(n, 100 * i, SIZE) for i, n in enumerate(lengths)])
     keyframes = np.empty((0, *SIZE, 3), np.uint8)
     return TrainingSet(frames, keyframes, index_frames(clips, keys), index_units(clips, 1), CPU, held_out, "video")
 

@@ -77,9 +77,7 @@ def plan_run(source: str | os.PathLike[str], settings: PackSettings, *, report: 
             keyframe_quality=spending.keyframe_quality if uses_keyframes else None,
         )
     else:
-        most = None
-        if settings.width is None:
-            most = most_parameters(settings, frames, int(num_frames.sum()), device)
+        most = most_parameters(settings, frames, int(num_frames.sum()), device)
         choice = choose_by(settings, outline, probe, most)
         spending = of_choice(settings, choice)
     report("train", 0, "a few steps")

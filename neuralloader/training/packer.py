@@ -120,7 +120,7 @@ class _Run:
         data = TrainingSet(corpus.frames, decoded, table, units, device, held_out, settings.scope)
         trained = train(network, data, spending, self.folder, settings, self.group, self.report)
         if not self.group.is_first:
-            return self._share_result(0, 0.0, trained.steps)
+            return self._share_result(0, 0.0, trained.steps, spending)
         description = PackDescription(
             backend=settings.backend,
             config=settings.config,
@@ -242,13 +242,10 @@ class _Run:
         }
         return told if settings.budget is None else told | {"budget": str(settings.budget)}
 
-    def _share_result(
-        self, size_bytes: int, psnr_db: float, steps: int, spending: Spending | None = None
-    ) -> PackResult:
+    def _share_result(self, size_bytes: int, psnr_db: float, steps: int, spending: Spending) -> PackResult:
         """Every process returns what the first one made."""
         total_bytes, psnr_db = self.group.sum([size_bytes, psnr_db])
-        notes = self.found.notes
-        choice = None if spending is None else spending.choice
+        notes, choice = self.found.notes, spending.choice
         if choice is not None and choice.shortfall is not None:
             notes = (*notes, choice.shortfall)
         elif choice is not None and not 0.98 <= total_bytes / choice.budget_bytes <= 1.0:

@@ -103,16 +103,14 @@ def spend_budget(
         ValueError: the budget is below the least that there can be, or the file is damaged.
     """
     if kept.exists():
-        spending = _read(kept, settings)
+        spending = of_choice(settings, _read_choice(kept))
         return spending, encode(spending)
     outline, codec = make_outline(settings, corpus), settings.keyframe_codec
     uses_keyframes = BACKENDS[settings.backend, settings.config][1].uses_keyframes
     probe, most = None, None
     if group.is_first:
         probe = probe_corpus(corpus, settings) if uses_keyframes else None
-        most = (
-            None if settings.width is not None else most_parameters(settings, corpus.frames, len(corpus.frames), device)
-        )
+        most = most_parameters(settings, corpus.frames, len(corpus.frames), device)
     tried = kept.with_name(f"{kept.name}.tried")
     for number in range(MAX_TRIES):
         if group.is_first:
@@ -158,8 +156,8 @@ def of_choice(settings: PackSettings, choice: Choice) -> Spending:
 
 def most_parameters(
     settings: PackSettings, frames: np.ndarray | FrameFiles, num_frames: int, device: torch.device
-) -> int:
-    """The largest network worth training for as long as is asked for.
+) -> int | None:
+    """The largest network worth training for as long as is asked for; None where the width is asked for, too.
 
     Args:
         settings: tell how long.
@@ -167,6 +165,8 @@ def most_parameters(
         num_frames: of the corpus.
         device: of the training.
     """
+    if settings.width is not None:
+        return None
     if settings.duration.epochs is not None:
         return trainable_parameters(seconds=settings.duration.epochs * num_frames, seconds_per_frame=1.0)
     assert settings.duration.minutes is not None
@@ -198,10 +198,6 @@ def _write(path: Path, choice: Choice) -> None:
     text = json.dumps(asdict(choice), sort_keys=True).encode()
     with replacing(path, num_bytes=len(text), overwrite=True) as file:
         file.write(text)
-
-
-def _read(path: Path, settings: PackSettings) -> Spending:
-    return of_choice(settings, _read_choice(path))
 
 
 def _read_choice(path: Path) -> Choice:

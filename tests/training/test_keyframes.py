@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_case import draw_frames
+import tiny
+from training_case import SIZE
 
 from neuralloader.codecs.keyframes import KeyframeCodec, decode_keyframes, encode_keyframes, pack_keyframes
 from neuralloader.training import keyframes as module
@@ -20,7 +21,7 @@ ROWS = np.array([0, 3, 4, 9, 10])
 
 @pytest.fixture(scope="module")
 def frames() -> np.ndarray:
-    return draw_frames(11, 0)
+    return tiny.draw_frames(11, 0, SIZE)
 
 
 def _ignore(done: int) -> None:
